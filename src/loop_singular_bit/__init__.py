@@ -1,0 +1,1 @@
+"""Loop Singular Bit: compress a causal language model and run it inside stated budgets."""

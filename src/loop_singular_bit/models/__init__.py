@@ -1,0 +1,1 @@
+"""What a network is: specification and ordered steps; no bytes, no I/O."""
