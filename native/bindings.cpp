@@ -1,0 +1,270 @@
+// The only file that knows Python. Arrays are C-contiguous and checked here, once; the GIL is
+// released around every kernel.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "crc32c.h"
+#include "dispatch.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace lsb;
+
+template <typename T, int N>
+using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <int N> using Floats = Array<const float, N>;
+template <int N> using FloatsOut = Array<float, N>;
+
+static void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+static Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
+                          int tile_rows, const PlaneTables& tables) {
+  require(rows > 0 && cols > 0 && cols % kQuad == 0, "columns must be a multiple of 4");
+  require(tile_rows >= kRowGroup && tile_rows % kRowGroup == 0, "tile rows must be a multiple of 16");
+  require(!streams.empty() && (int)streams.size() == tables.count, "one stream for each table");
+  Planes planes;
+  planes.geometry = {rows, cols, tile_rows};
+  planes.tables = &tables;
+  for (const auto& s : streams) {
+    require((int64_t)s.size() == 8 * planes.geometry.stream_words(), "stream length disagrees with shape");
+    planes.streams.push_back(s.data());
+  }
+  return planes;
+}
+
+static uint32_t py_crc32c(nb::object buffer, uint32_t seed) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
+  uint32_t crc;
+  {
+    nb::gil_scoped_release release;
+    crc = crc32c(static_cast<const uint8_t*>(view.buf), view.len, seed);
+  }
+  PyBuffer_Release(&view);
+  return crc;
+}
+
+static void py_dense_matmul(int kind, nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> w,
+                            std::optional<Floats<1>> scale, Floats<2> x, FloatsOut<2> out) {
+  static const size_t kBytes[] = {4, 2, 2, 1, 1};
+  require(kind >= 0 && kind <= 4 && w.itemsize() == kBytes[kind], "weight type disagrees with its kind");
+  DenseView v{};
+  v.kind = (Dense)kind;
+  v.data = w.data();
+  v.rows = w.shape(0);
+  v.cols = x.shape(1);
+  require((int64_t)w.shape(1) == (v.kind == Dense::kSign ? (v.cols + 7) / 8 : v.cols), "columns disagree");
+  require(out.shape(0) == x.shape(0) && (int64_t)out.shape(1) == v.rows, "output shape disagrees");
+  if (scale) {
+    require((int64_t)scale->size() == v.rows, "one scale for each row");
+    v.scale = scale->data();
+  }
+  nb::gil_scoped_release release;
+  dense_matmul(v, x.data(), x.shape(0), out.data());
+}
+
+static void py_rotate(Floats<2> x, Floats<1> scale, int block, std::optional<Floats<2>> mix, bool inverse,
+                      FloatsOut<2> out) {
+  const int64_t cols = x.shape(1);
+  require(block > 0 && (block & (block - 1)) == 0 && cols % block == 0, "block must be a power of two that divides the columns");
+  require(block >= 4 || !mix, "mixing needs blocks of at least 4");
+  require((int64_t)scale.size() == cols, "one scale for each column");
+  require(out.shape(0) == x.shape(0) && (int64_t)out.shape(1) == cols, "output shape disagrees");
+  if (mix) require((int64_t)mix->shape(0) == cols / block && mix->shape(1) == mix->shape(0), "mix must be blocks x blocks");
+  nb::gil_scoped_release release;
+  rotate(x.data(), scale.data(), x.shape(0), cols, block, mix ? mix->data() : nullptr, inverse, out.data());
+}
+
+static void py_sparse(Array<const uint16_t, 1> counts, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> index,
+                      Array<const uint16_t, 1> values, bool bfloat, Floats<2> x, FloatsOut<2> out) {
+  const int64_t rows = counts.size(), cols = x.shape(1);
+  require((int64_t)out.shape(1) == rows && out.shape(0) == x.shape(0), "output shape disagrees");
+  nb::gil_scoped_release release;
+  sparse_matmul(counts.data(), (const uint8_t*)index.data(), index.itemsize() == 2, values.data(), bfloat,
+                rows, cols, x.data(), x.shape(0), out.data());
+}
+
+static CacheView cache_view(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values) {
+  CacheView c{};
+  c.keys = keys.data();
+  c.values = values.data();
+  c.kv_heads = (int)values.shape(1);
+  c.context = values.shape(2);
+  c.head_dim = (int)values.shape(3);
+  require(keys.shape(0) == values.shape(0) && (int64_t)keys.shape(1) == c.kv_heads &&
+          (int64_t)keys.shape(2) * 16 == c.context && (int64_t)keys.shape(3) == c.head_dim && keys.shape(4) == 16,
+          "key and value caches disagree");
+  return c;
+}
+
+static void check_places(const Array<const int32_t, 1>& slot, const Array<const int32_t, 1>& position,
+                         int64_t rows, int64_t slots, int64_t context) {
+  require((int64_t)slot.size() == rows && (int64_t)position.size() == rows, "one place for each row");
+  for (int64_t r = 0; r < rows; ++r)
+    require(slot.data()[r] >= 0 && slot.data()[r] < slots && position.data()[r] >= 0 &&
+            position.data()[r] < context, "a row lies outside the cache");
+}
+
+static void py_store_kv(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> k, Floats<2> v,
+                        Array<const int32_t, 1> slot, Array<const int32_t, 1> position) {
+  CacheView c = cache_view(keys, values);
+  const int64_t rows = k.shape(0), width = (int64_t)c.kv_heads * c.head_dim;
+  require((int64_t)k.shape(1) == width && (int64_t)v.shape(1) == width && (int64_t)v.shape(0) == rows, "k and v disagree with the cache");
+  check_places(slot, position, rows, keys.shape(0), c.context);
+  nb::gil_scoped_release release;
+  for (int64_t r = 0; r < rows; ++r)
+    active().store_kv(c, k.data() + r * width, v.data() + r * width, slot.data()[r], position.data()[r]);
+}
+
+static void py_attend(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> q, int heads,
+                      Array<const int32_t, 1> slot, Array<const int32_t, 1> position, int64_t window, FloatsOut<2> out) {
+  CacheView c = cache_view(keys, values);
+  const int64_t rows = q.shape(0);
+  require(c.head_dim % 16 == 0 && heads > 0 && heads % c.kv_heads == 0, "heads disagree with the cache");
+  require((int64_t)q.shape(1) == (int64_t)heads * c.head_dim && out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1), "q and out disagree");
+  check_places(slot, position, rows, keys.shape(0), c.context);
+  nb::gil_scoped_release release;
+  attend(c, q.data(), heads, slot.data(), position.data(), rows, window, out.data());
+}
+
+static void py_rope(FloatsOut<2> x, Floats<2> cosine, Floats<2> sine, Array<const int32_t, 1> position, int head_dim) {
+  require((int64_t)cosine.shape(1) * 2 == head_dim && sine.shape(0) == cosine.shape(0) && sine.shape(1) == cosine.shape(1) && (int64_t)x.shape(1) % head_dim == 0, "rotary tables disagree");
+  require(position.size() == x.shape(0), "one position for each row");
+  for (size_t r = 0; r < position.size(); ++r)
+    require(position.data()[r] >= 0 && position.data()[r] < (int64_t)cosine.shape(0), "position beyond the rotary table");
+  nb::gil_scoped_release release;
+  active().rope(x.data(), cosine.data(), sine.data(), position.data(), x.shape(0), (int)(x.shape(1) / head_dim), head_dim);
+}
+
+static void py_rms_norm(Floats<2> x, Floats<1> gain, float eps, FloatsOut<2> out) {
+  require(gain.size() == x.shape(1) && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "norm shapes disagree");
+  nb::gil_scoped_release release;
+  active().rms_norm(x.data(), gain.data(), x.shape(0), x.shape(1), eps, out.data());
+}
+
+static void py_swiglu(Floats<2> gate, Floats<2> up, FloatsOut<2> out) {
+  require(gate.size() == up.size() && gate.size() == out.size(), "swiglu shapes disagree");
+  nb::gil_scoped_release release;
+  const int64_t rows = gate.shape(0), cols = gate.shape(1);
+  parallel(rows, [&](int64_t r, int) {
+    active().swiglu(gate.data() + r * cols, up.data() + r * cols, cols, out.data() + r * cols);
+  });
+}
+
+static void py_gram(Floats<2> x, FloatsOut<2> h) {
+  const int64_t padded = (int64_t)(x.shape(1) + 31) / 32 * 32;
+  require((int64_t)h.shape(0) == padded && (int64_t)h.shape(1) == padded, "h must be square, columns rounded up to 32");
+  nb::gil_scoped_release release;
+  gram(x.data(), x.shape(0), x.shape(1), h.data(), padded);
+}
+
+static void py_pack_panels(Floats<2> x, FloatsOut<3> panels) {
+  require(panels.shape(0) == (x.shape(1) + 31) / 32 && panels.shape(1) == x.shape(0) && panels.shape(2) == 32, "panels disagree");
+  nb::gil_scoped_release release;
+  pack_panels(x.data(), x.shape(0), x.shape(1), x.shape(1), panels.data());
+}
+
+static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const PlaneTables& tables, int tile_rows,
+                      int block, std::vector<Array<uint8_t, 1>> streams, Array<int16_t, 2> decoded) {
+  FeedbackJob job{};
+  job.target = target.data();
+  job.rows = target.shape(0);
+  job.cols = target.shape(1);
+  job.tile_rows = tile_rows;
+  job.block = block;
+  job.planes = tables.count;
+  job.tables = &tables;
+  require(job.cols % kQuad == 0, "columns must be a multiple of 4");
+  require(block > 0 && block % kQuad == 0 && 64 % block == 0, "block must be 4, 8, 16, 32 or 64");
+  require(tile_rows >= kRowGroup && tile_rows % kRowGroup == 0, "tile rows must be a multiple of 16");
+  require((int)streams.size() == job.planes, "one stream for each table");
+  require((int64_t)decoded.shape(0) == job.rows && (int64_t)decoded.shape(1) == job.cols, "decoded shape disagrees");
+  const Geometry g{job.rows, job.cols, tile_rows};
+  for (int k = 0; k < job.planes; ++k) {
+    require((int64_t)streams[k].size() == 8 * g.stream_words(), "stream length disagrees with shape");
+    job.streams[k] = streams[k].data();
+  }
+  if (feedback) {
+    require((int64_t)feedback->shape(0) == (job.cols + 31) / 32 && (int64_t)feedback->shape(1) == job.cols && feedback->shape(2) == 32, "feedback panels disagree");
+    job.feedback = feedback->data();
+  }
+  job.decoded = decoded.data();
+  nb::gil_scoped_release release;
+  encode(job);
+}
+
+NB_MODULE(_native, m) {
+  m.doc() = "Kernels of Loop Singular Bit: see native/ for what each does.";
+  m.def("crc32c", &py_crc32c, nb::arg("buffer"), nb::arg("seed") = 0);
+  m.def("set_threads", &set_threads, nb::arg("count"));
+  m.def("threads", &threads);
+  m.def("available_tiers", &available_tiers);
+  m.def("use_tier", &use_tier, nb::arg("name"));
+  m.def("active_tier", [] { return std::string(active().name); });
+
+  nb::class_<PlaneTables>(m, "PlaneTables")
+      .def("__init__", [](PlaneTables* self, Array<const int8_t, 2> entries) {
+        int window = 0;
+        while ((size_t)1 << window < entries.shape(1)) ++window;
+        require((size_t)1 << window == entries.shape(1), "a table has 2^L entries");
+        new (self) PlaneTables(make_tables(window, (int)entries.shape(0), entries.data()));
+      }, nb::arg("entries"))
+      .def_ro("window", &PlaneTables::window)
+      .def_ro("count", &PlaneTables::count);
+
+  nb::class_<PackedRows>(m, "PackedRows")
+      .def(nb::init<int64_t, int64_t, int>(), nb::arg("tokens_max"), nb::arg("cols"), nb::arg("group"))
+      .def("pack", [](PackedRows& self, Floats<2> x) {
+        require((int64_t)x.shape(1) == self.cols(), "columns disagree");
+        nb::gil_scoped_release release;
+        self.pack(x.data(), x.shape(0));
+      }, nb::arg("x"))
+      .def_prop_ro("tokens", &PackedRows::tokens)
+      .def_prop_ro("group", &PackedRows::group)
+      .def("quantized", [](const PackedRows& self, Array<int8_t, 2> q, FloatsOut<2> scale) {
+        require((int64_t)q.size() == self.tokens() * self.cols() && (int64_t)scale.size() == self.tokens() * (self.cols() / self.group()), "shapes disagree");
+        std::copy_n(self.bytes().begin(), q.size(), q.data());
+        std::copy_n(self.scales().begin(), scale.size(), scale.data());
+      }, nb::arg("q"), nb::arg("scale"));
+
+  m.def("stream_bytes", [](int64_t rows, int64_t cols, int tile_rows) {
+    return 8 * Geometry{rows, cols, tile_rows}.stream_words();
+  }, nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"));
+  m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
+                            const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
+    Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
+    require(x.cols() == cols && (int64_t)row_scale.size() == rows, "shapes disagree");
+    require((int64_t)out.shape(0) == x.tokens() && (int64_t)out.shape(1) == rows, "output shape disagrees");
+    nb::gil_scoped_release release;
+    planes_matmul(planes, x, row_scale.data(), out.data());
+  }, nb::arg("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+     nb::arg("row_scale"), nb::arg("x"), nb::arg("out"));
+  m.def("planes_decode", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
+                            const PlaneTables& tables, int64_t row_begin, Array<int16_t, 2> out) {
+    Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
+    require((int64_t)out.shape(1) == cols && row_begin >= 0 && row_begin + (int64_t)out.shape(0) <= rows, "rows out of range");
+    nb::gil_scoped_release release;
+    planes_decode(planes, row_begin, row_begin + out.shape(0), out.data());
+  }, nb::arg("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+     nb::arg("row_begin"), nb::arg("out"));
+  m.def("encode", &py_encode, nb::arg("target"), nb::arg("feedback").none(), nb::arg("tables"), nb::arg("tile_rows"),
+        nb::arg("block"), nb::arg("streams"), nb::arg("decoded"));
+  m.def("dense_matmul", &py_dense_matmul, nb::arg("kind"), nb::arg("w"), nb::arg("scale").none(), nb::arg("x"), nb::arg("out"));
+  m.def("sparse_matmul", &py_sparse, nb::arg("counts"), nb::arg("index"), nb::arg("values"), nb::arg("bfloat"), nb::arg("x"), nb::arg("out"));
+  m.def("rotate", &py_rotate, nb::arg("x"), nb::arg("scale"), nb::arg("block"), nb::arg("mix").none(), nb::arg("inverse"), nb::arg("out"));
+  m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("gain"), nb::arg("eps"), nb::arg("out"));
+  m.def("rope", &py_rope, nb::arg("x"), nb::arg("cosine"), nb::arg("sine"), nb::arg("position"), nb::arg("head_dim"));
+  m.def("store_kv", &py_store_kv, nb::arg("keys"), nb::arg("values"), nb::arg("k"), nb::arg("v"), nb::arg("slot"), nb::arg("position"));
+  m.def("attend", &py_attend, nb::arg("keys"), nb::arg("values"), nb::arg("q"), nb::arg("heads"), nb::arg("slot"), nb::arg("position"), nb::arg("window"), nb::arg("out"));
+  m.def("swiglu", &py_swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"));
+  m.def("gram", &py_gram, nb::arg("x"), nb::arg("h"));
+  m.def("pack_panels", &py_pack_panels, nb::arg("x"), nb::arg("panels"));
+}

@@ -1,0 +1,302 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "pool.h"
+
+namespace lsb {
+namespace {
+
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tiers = {&portable_kernels()};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) tiers.push_back(&avx2_kernels());
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+    tiers.push_back(&avx512_kernels());
+#endif
+  return tiers;
+}
+
+const Kernels*& current() {
+  static const Kernels* tier = supported().back();
+  return tier;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Equal contiguous shares, a few per thread so that a slow core does not hold up the rest.
+void split(int64_t items, int64_t least, const std::function<void(int64_t, int64_t, int)>& body) {
+  const int64_t pieces = threads() == 1 ? 1 : threads() * 4;
+  const int64_t share = std::max(least, ceil_div(items, pieces));
+  parallel(ceil_div(items, share), [&](int64_t i, int thread) {
+    body(i * share, std::min(items, (i + 1) * share), thread);
+  });
+}
+
+}  // namespace
+
+const Kernels& active() { return *current(); }
+
+std::vector<std::string> available_tiers() {
+  std::vector<std::string> names;
+  for (const Kernels* tier : supported()) names.push_back(tier->name);
+  return names;
+}
+
+void use_tier(const std::string& name) {
+  for (const Kernels* tier : supported())
+    if (name == tier->name) {
+      current() = tier;
+      return;
+    }
+  throw std::invalid_argument("instruction set '" + name + "' is not available here");
+}
+
+PlaneTables make_tables(int window, int planes, const int8_t* entries) {
+  if (window < kWindowMin || window > kWindowMax) throw std::invalid_argument("window must be 4..10");
+  if (planes < 1 || planes > kPlanesMax) throw std::invalid_argument("planes must be 1..8");
+  PlaneTables t;
+  t.window = window;
+  t.count = planes;
+  const int size = 1 << window;
+  for (int k = 0; k < planes; ++k) {
+    std::memcpy(t.raw[k], entries + (int64_t)k * size, size);
+    const bool first = k % kPlanesPerGroup == 0;
+    for (int i = 0; i < std::max(size, 128); ++i)
+      t.bytes[k][i] = (uint8_t)(t.raw[k][i % size] + (first ? kByteOffset : 0));
+  }
+  // Four at a time, every byte biased to stay within 0..255 so that adding words carries nothing.
+  for (int k = 0; k < planes; ++k) {
+    const int group = k / kPlanesPerGroup * kPlanesPerGroup;
+    const int end = std::min(planes, group + kPlanesPerGroup);
+    auto least = [&](int j) { return (int)*std::min_element(t.raw[j], t.raw[j] + size); };
+    int bias = -least(k);
+    if (k == group) {
+      bias = kByteOffset;
+      for (int j = group + 1; j < end; ++j) bias += least(j);
+    }
+    for (int i = 0; i < size * 8; ++i) {
+      uint32_t word = 0;
+      for (int j = 0; j < 4; ++j)
+        word |= (uint32_t)(uint8_t)(t.raw[k][(i >> j) & (size - 1)] + bias) << (8 * j);
+      t.fours[k][i] = word;
+    }
+  }
+  return t;
+}
+
+PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group)
+    : tokens_max_(tokens_max), cols_(cols), group_(group) {
+  if (cols % 4 || group % 4 || cols % group) throw std::invalid_argument("columns must divide into groups of quads");
+  const int64_t padded = ceil_div(tokens_max, 8) * 8;
+  bytes_.resize(tokens_max * cols);
+  quads_.resize(padded * cols / 4);
+  scale_.resize(padded * (cols / group));
+  offset_.resize(padded * (cols / group));
+}
+
+void PackedRows::pack(const float* x, int64_t tokens) {
+  if (tokens < 1 || tokens > tokens_max_) throw std::invalid_argument("more rows than reserved");
+  tokens_ = tokens;
+  block_ = tokens == 1 ? 1 : tokens == 2 ? 2 : tokens <= 4 ? 4 : 8;
+  const int64_t groups = cols_ / group_, quads = cols_ / 4;
+  const Kernels& kernels = active();
+  parallel(ceil_div(tokens, block_), [&](int64_t b, int) {
+    int32_t* packed = quads_.data() + b * block_ * quads;
+    for (int64_t n = 0; n < block_; ++n) {
+      const int64_t t = b * block_ + n;
+      if (t >= tokens) {
+        for (int64_t q = 0; q < quads; ++q) packed[q * block_ + n] = 0;
+        continue;
+      }
+      int8_t* row = bytes_.data() + t * cols_;
+      int32_t* sums = offset_.data() + t * groups;
+      kernels.quantize(x + t * cols_, cols_, group_, row, scale_.data() + t * groups, sums);
+      for (int64_t g = 0; g < groups; ++g) sums[g] *= kByteOffset;
+      for (int64_t q = 0; q < quads; ++q) std::memcpy(packed + q * block_ + n, row + 4 * q, 4);
+    }
+  });
+}
+
+Activations PackedRows::view() const {
+  return {quads_.data(), scale_.data(), offset_.data(), tokens_, cols_, group_, block_};
+}
+
+void planes_matmul(const Planes& planes, const PackedRows& x, const float* row_scale, float* out) {
+  const Kernels& kernels = active();
+  const int total = (int)planes.streams.size();
+  const Activations view = x.view();
+  for (int first = 0; first < total; first += kPlanesPerGroup) {
+    PlanesView v{};
+    v.first = first;
+    v.count = std::min(kPlanesPerGroup, total - first);
+    std::copy_n(planes.streams.begin() + first, v.count, v.streams);
+    v.geometry = planes.geometry;
+    v.tables = planes.tables;
+    const float unit = total > kPlanesPerGroup && first == 0 ? (float)kGroupRatio : 1.0f;
+    split(planes.geometry.row_groups(), view.tokens > 8 ? 1 : 8, [&](int64_t begin, int64_t end, int thread) {
+      auto* panel = (uint8_t*)scratch(thread, 0, planes.geometry.quads() * kChunk);
+      kernels.planes_matmul(v, view, row_scale, unit, begin, end, out, first > 0, panel);
+    });
+  }
+}
+
+void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out) {
+  const Kernels& kernels = active();
+  const Geometry& g = planes.geometry;
+  const int total = (int)planes.streams.size();
+  const int64_t bytes = g.quads() * kChunk;
+  const int64_t group_begin = row_begin / kRowGroup, group_end = ceil_div(row_end, kRowGroup);
+  parallel(group_end - group_begin, [&](int64_t i, int thread) {
+    auto* panel = (uint8_t*)scratch(thread, 0, bytes);
+    const int64_t group = group_begin + i;
+    for (int first = 0; first < total; first += kPlanesPerGroup) {
+      PlanesView v{};
+      v.first = first;
+      v.count = std::min(kPlanesPerGroup, total - first);
+      std::copy_n(planes.streams.begin() + first, v.count, v.streams);
+      v.geometry = g;
+      v.tables = planes.tables;
+      kernels.decode_groups(v, group, group + 1, panel);
+      const int unit = total > kPlanesPerGroup && first == 0 ? kGroupRatio : 1;
+      for (int64_t r = 0; r < kRowGroup; ++r) {
+        const int64_t row = group * kRowGroup + r;
+        if (row < row_begin || row >= row_end) continue;
+        int16_t* to = out + (row - row_begin) * g.cols;
+        for (int64_t c = 0; c < g.cols; ++c) {
+          const int value = unit * ((int)panel[c / 4 * kChunk + r * 4 + c % 4] - kByteOffset);
+          to[c] = (int16_t)(first ? to[c] + value : value);
+        }
+      }
+    }
+  });
+}
+
+void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out) {
+  const Kernels& kernels = active();
+  const int64_t stride = ceil_div(w.cols, 16) * 16;
+  split(ceil_div(w.rows, 4), 4, [&](int64_t begin, int64_t end, int thread) {
+    auto* panel = (float*)scratch(thread, 0, 4 * stride * sizeof(float));
+    kernels.dense_matmul(w, x, tokens, begin * 4, std::min(w.rows, end * 4), out, panel);
+  });
+}
+
+void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
+            const float* mix, bool inverse, float* out) {
+  const Kernels& kernels = active();
+  split(rows, 1, [&](int64_t begin, int64_t end, int thread) {
+    auto* work = (float*)scratch(thread, 0, cols * sizeof(float));
+    kernels.rotate(in + begin * cols, scale, end - begin, cols, block, mix, inverse, out + begin * cols, work);
+  });
+}
+
+// Outliers: per row a count, then column gaps. Narrow gaps are bytes (255: advance 255, no entry),
+// wide ones are 16-bit columns. out += S x.
+void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const uint16_t* values,
+                   bool bfloat, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out) {
+  constexpr int64_t kBlock = 256;
+  struct Start { const uint8_t* index; int64_t value; };
+  std::vector<Start> starts;
+  int64_t used = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r % kBlock == 0) starts.push_back({index, used});
+    if (wide) index += 2 * (int64_t)counts[r];
+    else for (int left = counts[r]; left;) left -= *index++ != 255;
+    used += counts[r];
+  }
+  auto decode = [bfloat](uint16_t bits) {
+    uint32_t word = (uint32_t)bits << 16;
+    if (!bfloat) word = (uint32_t)(bits & 0x7FFF) << 13;
+    float f;
+    std::memcpy(&f, &word, 4);
+    if (!bfloat) f *= bits & 0x8000 ? -0x1p112f : 0x1p112f;
+    return f;
+  };
+  parallel((int64_t)starts.size(), [&](int64_t b, int thread) {
+    auto* column = (uint16_t*)scratch(thread, 0, cols * 2);
+    auto* weight = (float*)scratch(thread, 1, cols * 4);
+    const uint8_t* p = starts[b].index;
+    int64_t v = starts[b].value;
+    for (int64_t r = b * kBlock; r < std::min(rows, (b + 1) * kBlock); ++r) {
+      const int count = counts[r];
+      int64_t at = 0;
+      for (int i = 0; i < count; ++i) {
+        if (wide) {
+          std::memcpy(&column[i], p, 2);
+          p += 2;
+        } else {
+          for (; *p == 255; ++p) at += 255;
+          at += *p++;
+          column[i] = (uint16_t)at++;
+        }
+        weight[i] = decode(values[v++]);
+      }
+      for (int64_t t = 0; t < tokens; ++t) {
+        float sum = 0.0f;
+        for (int i = 0; i < count; ++i) sum += weight[i] * x[t * cols + column[i]];
+        out[t * rows + r] += sum;
+      }
+    }
+  });
+}
+
+void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
+            const int32_t* position, int64_t rows, int64_t window, float* out) {
+  constexpr int64_t kRows = 8;
+  struct Piece { int64_t begin, end; };
+  std::vector<Piece> pieces;
+  for (int64_t begin = 0; begin < rows;) {
+    int64_t end = begin + 1;
+    while (end < rows && end - begin < kRows && slot[end] == slot[begin]) ++end;
+    pieces.push_back({begin, end});
+    begin = end;
+  }
+  const int64_t width = (int64_t)heads * cache.head_dim, share = heads / cache.kv_heads;
+  const Kernels& kernels = active();
+  parallel((int64_t)pieces.size() * cache.kv_heads, [&](int64_t item, int thread) {
+    const Piece& piece = pieces[item / cache.kv_heads];
+    auto* work = (float*)scratch(thread, 0, (16 * cache.head_dim + kRows * share * cache.context) * 4);
+    kernels.attend(cache, q + piece.begin * width, heads, slot[piece.begin], position + piece.begin,
+                   piece.end - piece.begin, (int)(item % cache.kv_heads), window,
+                   out + piece.begin * width, work);
+  });
+}
+
+// [rows, cols] with row stride -> [ceil(cols/32)][rows][32], zero padded.
+void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels) {
+  parallel(ceil_div(cols, 32), [&](int64_t p, int) {
+    const int64_t width = std::min<int64_t>(32, cols - p * 32);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* to = panels + (p * rows + r) * 32;
+      std::memcpy(to, x + r * stride + p * 32, width * sizeof(float));
+      std::fill(to + width, to + 32, 0.0f);
+    }
+  });
+}
+
+// Upper blocks of h [padded, padded] += X^T X; padded is cols rounded up to 32.
+void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded) {
+  std::vector<float> panels(padded * tokens);
+  pack_panels(x, tokens, cols, cols, panels.data());
+  const int64_t blocks = padded / 32;
+  const Kernels& kernels = active();
+  parallel(blocks, [&](int64_t i, int) {
+    for (int64_t j = i; j < blocks; ++j) kernels.gram(panels.data(), tokens, padded, i, j, h);
+  });
+}
+
+void encode(FeedbackJob job) {
+  const Kernels& kernels = active();
+  const Geometry g{job.rows, job.cols, job.tile_rows};
+  const int64_t bytes = kernels.encode_scratch_bytes(job);
+  parallel(g.tiles(), [&](int64_t tile, int thread) {
+    kernels.encode_tile(job, tile, (float*)scratch(thread, 0, bytes));
+  });
+}
+
+}  // namespace lsb

@@ -1,0 +1,56 @@
+// Chooses the tier once, splits work over threads, owns the packed activations. No model knowledge.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace lsb {
+
+const Kernels& active();
+std::vector<std::string> available_tiers();  // worst first
+void use_tier(const std::string& name);      // throws std::invalid_argument
+
+PlaneTables make_tables(int window, int planes, const int8_t* entries);  // entries [planes][1 << window]
+
+// int8 rows of a sweep: one buffer, sized once for `tokens_max` rows.
+class PackedRows {
+ public:
+  PackedRows(int64_t tokens_max, int64_t cols, int group);
+  void pack(const float* x, int64_t tokens);
+  Activations view() const;
+  int64_t cols() const { return cols_; }
+  int64_t tokens() const { return tokens_; }
+  int64_t tokens_max() const { return tokens_max_; }
+  int group() const { return group_; }
+  const std::vector<int8_t>& bytes() const { return bytes_; }
+  const std::vector<float>& scales() const { return scale_; }
+
+ private:
+  int64_t tokens_max_, cols_, tokens_ = 0;
+  int group_, block_ = 1;
+  std::vector<int8_t> bytes_;
+  std::vector<int32_t> quads_, offset_;
+  std::vector<float> scale_;
+};
+
+struct Planes {
+  std::vector<const uint8_t*> streams;
+  Geometry geometry;
+  const PlaneTables* tables;
+};
+
+void planes_matmul(const Planes& planes, const PackedRows& x, const float* row_scale, float* out);
+void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out);
+void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out);
+void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
+            const float* mix, bool inverse, float* out);
+void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const uint16_t* values,
+                   bool bfloat, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out);
+void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
+            const int32_t* position, int64_t rows, int64_t window, float* out);
+void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);
+void encode(FeedbackJob job);
+void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels);
+
+}  // namespace lsb

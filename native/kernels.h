@@ -1,0 +1,96 @@
+// Every hot operation as a plain function on a range of work, one table of them per instruction set.
+// All pointers are caller-owned; nothing here allocates. Ranges are split over threads by dispatch.cpp.
+#pragma once
+#include <cstdint>
+
+#include "layout.h"
+
+namespace lsb {
+
+enum class Dense : int { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3, kSign = 4 };
+
+// Plane tables of one L, prepared once: see prepare_tables in dispatch.cpp.
+struct PlaneTables {
+  int window = 0;                      // L
+  int count = 0;                       // planes prepared, <= kPlanesMax
+  alignas(64) uint8_t bytes[kPlanesMax][1 << kWindowMax];   // biased entries, replicated to >= 128
+  alignas(64) uint32_t fours[kPlanesMax][1 << (kWindowMax + 3)];  // 4 consecutive weights at once
+  int8_t raw[kPlanesMax][1 << kWindowMax];
+};
+
+struct PlanesView {               // up to kPlanesPerGroup planes that share one int8 weight
+  const uint8_t* streams[kPlanesPerGroup];
+  int first;                      // index of the first plane: chooses its tables
+  int count;
+  Geometry geometry;
+  const PlaneTables* tables;
+};
+
+struct Activations {              // int8 rows of a sweep, packed for the dot product
+  const int32_t* quads;           // [token block][quad][block width]: 4 int8 in each word
+  const float* scale;             // [token][group]
+  const int32_t* offset;          // [token][group]: kByteOffset * sum of the group's int8 values
+  int64_t tokens, cols;
+  int group;                      // columns that share a scale, multiple of 4
+  int block;                      // tokens in a block: 1, 2, 4 or 8
+};
+
+struct DenseView {
+  Dense kind;
+  const void* data;               // [rows, cols] (kSign: [rows, cols/8] bits, LSB first)
+  const float* scale;             // per row, for kI8 and kSign; else null
+  int64_t rows, cols;
+};
+
+struct CacheView {                // one layer of a KV cache, 16-bit floats
+  uint16_t* keys;                 // [slot][kv head][context/16][head_dim][16]
+  uint16_t* values;               // [slot][kv head][context][head_dim]
+  int64_t context;                // multiple of 16
+  int kv_heads, head_dim;
+};
+
+
+
+struct FeedbackJob {
+  const float* target;            // [rows, cols] weights in integer units of the first plane group
+  const float* feedback;          // packed panels [cols/32][cols][32] of the unit upper factor; or null
+  int64_t rows, cols;
+  int tile_rows, block;           // block: columns quantized before their error is fed back
+  int planes;
+  const PlaneTables* tables;
+  uint8_t* streams[kPlanesMax];
+  int16_t* decoded;               // [rows, cols] integer weights
+};
+
+struct Kernels {
+  const char* name;
+  // codec
+  void (*decode_groups)(const PlanesView&, int64_t group_begin, int64_t group_end, uint8_t* out);
+  void (*planes_matmul)(const PlanesView&, const Activations&, const float* row_scale, float unit,
+                        int64_t group_begin, int64_t group_end, float* out, bool accumulate,
+                        uint8_t* panel);
+  void (*dense_matmul)(const DenseView&, const float* x, int64_t tokens, int64_t row_begin,
+                       int64_t row_end, float* out, float* panel);
+  void (*rotate)(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
+                 const float* mix, bool inverse, float* out, float* scratch);
+  void (*quantize)(const float* x, int64_t cols, int group, int8_t* q, float* scale, int32_t* sum);
+  // network
+  void (*rms_norm)(const float* x, const float* gain, int64_t rows, int64_t cols, float eps, float* out);
+  void (*rope)(float* x, const float* cosine, const float* sine, const int32_t* position,
+               int64_t rows, int heads, int head_dim);
+  void (*store_kv)(const CacheView&, const float* k, const float* v, int slot, int64_t position);
+  void (*attend)(const CacheView&, const float* q, int heads, int slot, const int32_t* position,
+                 int64_t rows, int kv_head, int64_t window, float* out, float* scratch);
+  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  // calibration and encoding
+  void (*gram)(const float* panels, int64_t tokens, int64_t cols, int64_t i_block, int64_t j_block,
+               float* h);
+  void (*encode_tile)(const FeedbackJob&, int64_t tile, float* scratch);
+  int64_t (*encode_scratch_bytes)(const FeedbackJob&);
+};
+
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+}  // namespace lsb

@@ -1,0 +1,27 @@
+// The whole kernel set of one tier. Include after defining LSB_TIER and LSB_TIER_FUNCTION.
+#include <cmath>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace lsb {
+namespace {
+#include "vector.inl"
+#include "network.inl"
+#include "dense.inl"
+#include "rotation.inl"
+#include "trellis.inl"
+#include "encode.inl"
+}  // namespace
+
+const Kernels& LSB_TIER_FUNCTION() {
+  static const Kernels table = {LSB_TIER, decode_groups, planes_matmul, dense_matmul, rotate, quantize,
+                                rms_norm, rope, store_kv, attend, swiglu, gram, encode_tile,
+                                encode_scratch_bytes};
+  return table;
+}
+
+}  // namespace lsb

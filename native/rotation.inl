@@ -1,0 +1,71 @@
+// Block Hadamard rotation of the inputs, and their quantization to int8.
+
+static void hadamard(float* x, int64_t size) {
+  for (int64_t h = 1; h < size; h *= 2)
+    for (int64_t i = 0; i < size; i += 2 * h)
+      for (int64_t j = i; j < i + h; ++j) {
+        float a = x[j], b = x[j + h];
+        x[j] = a + b;
+        x[j + h] = a - b;
+      }
+}
+
+// out[a][i] = sum_b mix(a, b) x[b][i] over the cols/block blocks.
+static void mix_blocks(const float* x, int64_t count, int64_t block, const float* mix, bool transpose,
+                       float* out) {
+  for (int64_t a = 0; a < count; ++a)
+    for (int64_t i = 0; i < block; i += 4) {
+      float s[4] = {};
+      for (int64_t b = 0; b < count; ++b) {
+        float m = transpose ? mix[b * count + a] : mix[a * count + b];
+        for (int l = 0; l < 4; ++l) s[l] += m * x[b * block + i + l];
+      }
+      std::memcpy(out + a * block + i, s, sizeof s);
+    }
+}
+
+// Forward: y = (mix x H / sqrt(block)) (scale * x). Inverse: x = scale * (transposed rotation) y.
+// scale [cols] carries the random signs; mix [cols/block]^2 is orthogonal, or null for one block or
+// blocks left apart. scratch: cols floats.
+static void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
+                   const float* mix, bool inverse, float* out, float* scratch) {
+  const int64_t count = cols / block;
+  const float norm = 1.0f / std::sqrt((float)block);
+  for (int64_t r = 0; r < rows; ++r, in += cols, out += cols) {
+    float* work = mix ? scratch : out;
+    if (inverse) {
+      if (mix) mix_blocks(in, count, block, mix, true, work);
+      else std::memcpy(work, in, cols * sizeof(float));
+    } else {
+      for (int64_t c = 0; c < cols; ++c) work[c] = in[c] * scale[c];
+    }
+    for (int64_t b = 0; b < count; ++b) hadamard(work + b * block, block);
+    if (inverse) {
+      for (int64_t c = 0; c < cols; ++c) out[c] = work[c] * norm * scale[c];
+    } else {
+      for (int64_t c = 0; c < cols; ++c) work[c] *= norm;
+      if (mix) mix_blocks(work, count, block, mix, false, out);
+    }
+  }
+}
+
+// One row to int8, one scale per `group` columns: x ~ q * scale. An all-zero group has scale 0.
+static void quantize(const float* x, int64_t cols, int group, int8_t* q, float* scale, int32_t* sum) {
+  for (int64_t c = 0; c < cols; c += group, ++scale, ++sum) {
+    float top = 0.0f;
+    for (int i = 0; i < group; ++i) top = std::fabs(x[c + i]) > top ? std::fabs(x[c + i]) : top;
+    if (top < 1e-30f) top = 0.0f;  // 127 / top must stay finite
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    int32_t total = 0;
+    for (int i = 0; i < group; ++i) {
+      float rounded = x[c + i] * inverse + 12582912.0f;  // to nearest even
+      int32_t bits;
+      std::memcpy(&bits, &rounded, 4);
+      int32_t value = bits - 0x4B400000;
+      q[c + i] = (int8_t)value;
+      total += value;
+    }
+    *scale = top / 127.0f;
+    *sum = total;
+  }
+}

@@ -1,0 +1,131 @@
+// Vectors of the tier being compiled. Sums are always taken in 16 lanes and folded in one fixed
+// order, whatever the register width, so every tier gives the same bits.
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+constexpr int kLanes = 16;
+constexpr int kParts = kLanes / W;
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+
+static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
+static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+static inline vf splat(float x) { return x - vf{}; }
+static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
+static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
+static inline vf as_float(vi v) { vf f; std::memcpy(&f, &v, sizeof f); return f; }
+static inline vi as_int(vf v) { vi i; std::memcpy(&i, &v, sizeof i); return i; }
+
+struct Lanes { vf part[kParts]; };  // 16 floats
+
+static inline Lanes zero_lanes() { Lanes l; for (auto& p : l.part) p = vf{}; return l; }
+static inline Lanes load_lanes(const float* x) {
+  Lanes l;
+  for (int i = 0; i < kParts; ++i) l.part[i] = load(x + i * W);
+  return l;
+}
+static inline Lanes load_tail(const float* x, int64_t count) {
+  float padded[kLanes] = {};
+  std::memcpy(padded, x, count * sizeof(float));
+  return load_lanes(padded);
+}
+static inline void store_lanes(float* x, const Lanes& l) {
+  for (int i = 0; i < kParts; ++i) store(x + i * W, l.part[i]);
+}
+static inline void add_product(Lanes& acc, const Lanes& a, const Lanes& b) {
+  for (int i = 0; i < kParts; ++i) acc.part[i] += a.part[i] * b.part[i];
+}
+static inline float fold(const Lanes& l) {
+  float v[kLanes];
+  store_lanes(v, l);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+
+// 16 half floats (no infinities or NaN reach this) to float: exact on every path.
+static inline Lanes load_half(const uint16_t* p) {
+  Lanes out;
+#if defined(__AVX512F__)
+  out.part[0] = (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  for (int i = 0; i < 2; ++i)
+    out.part[i] = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8 * i)));
+#else
+  float v[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    uint32_t bits = (uint32_t)(p[i] & 0x7FFF) << 13;
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude *= 0x1p112f;
+    v[i] = p[i] & 0x8000 ? -magnitude : magnitude;
+  }
+  out = load_lanes(v);
+#endif
+  return out;
+}
+
+static inline Lanes load_bfloat(const uint16_t* p) {
+  uint32_t bits[kLanes];
+  for (int i = 0; i < kLanes; ++i) bits[i] = (uint32_t)p[i] << 16;
+  float v[kLanes];
+  std::memcpy(v, bits, sizeof v);
+  return load_lanes(v);
+}
+
+// Round to nearest even; values beyond the half range saturate at 65504.
+static inline uint16_t to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t sign = (bits >> 16) & 0x8000;
+  float magnitude = std::fabs(x);
+  if (!(magnitude < 65504.0f)) magnitude = 65504.0f;
+  if (magnitude < 0x1p-14f) {  // subnormal half: the float adder does the rounding
+    float shifted = magnitude + 0.5f;
+    uint32_t low;
+    std::memcpy(&low, &shifted, 4);
+    return (uint16_t)(sign | (low - 0x3F000000u));
+  }
+  std::memcpy(&bits, &magnitude, 4);
+  bits += 0xC8000FFFu + ((bits >> 13) & 1);  // rebias the exponent by -112, round half to even
+  return (uint16_t)(sign | (bits >> 13));
+}
+
+// exp(x) within 2 ulp on [-87, 88]; arguments outside are clamped. Cody-Waite reduction, degree 6.
+static inline vf vexp(vf x) {
+  x = vmax(vmin(x, splat(88.0f)), splat(-87.0f));
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  vf shifted = x * splat(1.44269504f) + magic;
+  vf n = shifted - magic;
+  vf r = x - n * splat(0.693359375f);
+  r = r - n * splat(-2.12194440e-4f);
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + splat(1.0f);
+  vi power = (as_int(shifted) - as_int(magic) + 127) << 23;
+  return p * as_float(power);
+}
+
+static inline uint32_t mask_bits(vi m) {  // lane i of a comparison -> bit i
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)m);
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)m);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= (uint32_t)(m[i] & 1) << i;
+  return bits;
+#endif
+}
