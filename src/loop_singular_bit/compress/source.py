@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from loop_singular_bit.errors import InputRefusedError
 from loop_singular_bit.models.spec import ModelSpec, TensorSpec
 
 
@@ -49,3 +50,30 @@ class Source(Protocol):
         config.json, generation_config.json, tokenizer.json, tokenizer_config.json, and
         chat_template.jinja where there is one."""
         ...
+
+
+def open_source(model: str) -> Source:
+    """Open a model by what a person calls it, with every check that needs no weights.
+
+    model  a Hugging Face directory, a .gguf file, or a hub id "org/name[@revision]"
+
+    Raises ConfigError, TensorError, TokenizerError, InputRefusedError (no such path or hub model)
+    and ResourceError (I/O, or the Hub cannot be reached).
+    """
+    # Imported here: each of these modules needs SourceTensor from this one.
+    from loop_singular_bit.compress.gguf_source import open_gguf_file
+    from loop_singular_bit.compress.hf_source import open_hf_directory
+    from loop_singular_bit.compress.hub import fetch, is_hub_id
+
+    path = Path(model)
+    if path.is_dir():
+        return open_hf_directory(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return open_gguf_file(path)
+    if path.exists():
+        raise InputRefusedError(f"{model} is a file, expected a directory or a .gguf file")
+    if is_hub_id(model) and path.suffix != ".gguf":
+        return open_hf_directory(fetch(model))
+    raise InputRefusedError(
+        f"{model} does not exist, expected a model directory, a .gguf file or a hub id org/name"
+    )
