@@ -114,7 +114,7 @@ def _sharded_tensors(path: Path) -> dict[str, StoredTensor]:
         raise TensorError(f"{INDEX_FILE} has no weight_map, expected tensor names and their shards")
     for shard in weight_map.values():
         # A plain name only: a path could lead out of the directory.
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or not _is_plain_name(shard):
             raise TensorError(f"{INDEX_FILE} names shard {shard!r}, expected a plain file name")
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (path / shard).is_file()]
@@ -128,6 +128,10 @@ def _sharded_tensors(path: Path) -> dict[str, StoredTensor]:
         if name not in headers[shard]:
             raise TensorError(f"tensor {name} is not in {shard}, where {INDEX_FILE} says it is")
     return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", "..") and Path(name).name == name and "\\" not in name
 
 
 def _check_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
