@@ -84,11 +84,12 @@ static void py_rotate(Floats<2> x, Floats<1> scale, int block, std::optional<Flo
 }
 
 static void py_sparse(Array<const uint16_t, 1> counts, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> index,
-                      Array<const uint16_t, 1> values, bool bfloat, Floats<2> x, FloatsOut<2> out) {
+                      nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, int kind, Floats<2> x, FloatsOut<2> out) {
   const int64_t rows = counts.size(), cols = x.shape(1);
+  require(kind >= 0 && kind <= 2 && values.itemsize() == (kind == 0 ? 4 : 2), "value type disagrees with its kind");
   require((int64_t)out.shape(1) == rows && out.shape(0) == x.shape(0), "output shape disagrees");
   nb::gil_scoped_release release;
-  sparse_matmul(counts.data(), (const uint8_t*)index.data(), index.itemsize() == 2, values.data(), bfloat,
+  sparse_matmul(counts.data(), (const uint8_t*)index.data(), index.itemsize() == 2, values.data(), (Dense)kind,
                 rows, cols, x.data(), x.shape(0), out.data());
 }
 
@@ -258,7 +259,7 @@ NB_MODULE(_native, m) {
   m.def("encode", &py_encode, nb::arg("target"), nb::arg("feedback").none(), nb::arg("tables"), nb::arg("tile_rows"),
         nb::arg("block"), nb::arg("streams"), nb::arg("decoded"));
   m.def("dense_matmul", &py_dense_matmul, nb::arg("kind"), nb::arg("w"), nb::arg("scale").none(), nb::arg("x"), nb::arg("out"));
-  m.def("sparse_matmul", &py_sparse, nb::arg("counts"), nb::arg("index"), nb::arg("values"), nb::arg("bfloat"), nb::arg("x"), nb::arg("out"));
+  m.def("sparse_matmul", &py_sparse, nb::arg("counts"), nb::arg("index"), nb::arg("values"), nb::arg("kind"), nb::arg("x"), nb::arg("out"));
   m.def("rotate", &py_rotate, nb::arg("x"), nb::arg("scale"), nb::arg("block"), nb::arg("mix").none(), nb::arg("inverse"), nb::arg("out"));
   m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("gain"), nb::arg("eps"), nb::arg("out"));
   m.def("rope", &py_rope, nb::arg("x"), nb::arg("cosine"), nb::arg("sine"), nb::arg("position"), nb::arg("head_dim"));

@@ -197,8 +197,8 @@ void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int
 
 // Outliers: per row a count, then column gaps. Narrow gaps are bytes (255: advance 255, no entry),
 // wide ones are 16-bit columns. out += S x.
-void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const uint16_t* values,
-                   bool bfloat, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out) {
+void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const void* values,
+                   Dense kind, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out) {
   constexpr int64_t kBlock = 256;
   struct Start { const uint8_t* index; int64_t value; };
   std::vector<Start> starts;
@@ -209,12 +209,14 @@ void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, cons
     else for (int left = counts[r]; left;) left -= *index++ != 255;
     used += counts[r];
   }
-  auto decode = [bfloat](uint16_t bits) {
-    uint32_t word = (uint32_t)bits << 16;
-    if (!bfloat) word = (uint32_t)(bits & 0x7FFF) << 13;
+  auto decode = [kind, values](int64_t i) {
+    if (kind == Dense::kF32) return static_cast<const float*>(values)[i];
+    const uint16_t bits = static_cast<const uint16_t*>(values)[i];
+    const bool half = kind == Dense::kF16;
+    const uint32_t word = half ? (uint32_t)(bits & 0x7FFF) << 13 : (uint32_t)bits << 16;
     float f;
     std::memcpy(&f, &word, 4);
-    if (!bfloat) f *= bits & 0x8000 ? -0x1p112f : 0x1p112f;
+    if (half) f *= bits & 0x8000 ? -0x1p112f : 0x1p112f;
     return f;
   };
   parallel((int64_t)starts.size(), [&](int64_t b, int thread) {
@@ -234,7 +236,7 @@ void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, cons
           at += *p++;
           column[i] = (uint16_t)at++;
         }
-        weight[i] = decode(values[v++]);
+        weight[i] = decode(v++);
       }
       for (int64_t t = 0; t < tokens; ++t) {
         float sum = 0.0f;

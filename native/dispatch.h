@@ -45,8 +45,8 @@ void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int
 void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out);
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
             const float* mix, bool inverse, float* out);
-void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const uint16_t* values,
-                   bool bfloat, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out);
+void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const void* values,
+                   Dense kind, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out);
 void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
             const int32_t* position, int64_t rows, int64_t window, float* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);

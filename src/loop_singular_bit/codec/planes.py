@@ -1,0 +1,114 @@
+"""Encoding a matrix into outliers and looped one-bit trellis planes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit import _native
+from loop_singular_bit.codec.numbers import from_bf16, to_bf16
+from loop_singular_bit.codec.outliers import Outliers
+from loop_singular_bit.codec.rotation import InputTransform
+from loop_singular_bit.codec.tables import native_tables, table_set
+from loop_singular_bit.codec.weights import PlanesWeight
+
+Floats = npt.NDArray[np.float32]
+
+TILE_ROWS = 256
+ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """How a matrix is encoded.
+
+    planes         loops: one bit for each weight and loop (1..8)
+    window         L, bits that select a table entry (4..10)
+    block          columns quantized before their error is fed back (4, 8, 16, 32 or 64)
+    tile_rows      rows that share one stream
+    """
+
+    planes: int
+    window: int = 7
+    block: int = 4
+    tile_rows: int = TILE_ROWS
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """relative_error: ||W - W'||^2 / ||W||^2; proxy_loss: tr(E H E^T) / tr(W H W^T), H damped."""
+
+    relative_error: float
+    proxy_loss: float
+
+
+def encode(
+    W: Floats,
+    transform: InputTransform,
+    options: PlaneOptions,
+    *,
+    H: Floats | None = None,
+    panels: Floats | None = None,
+    outliers: Outliers | None = None,
+) -> tuple[PlanesWeight, EncodeReport]:
+    """Encodes W [rows, cols] (outliers already set to zero).
+
+    H [cols, cols] and panels (feedback_panels of H) are in the rotated basis; without them the
+    error is not fed back and plain squared error is reported.
+    """
+    rows, cols = W.shape
+    tables = table_set(options.window)
+    rotated = transform.weights(np.ascontiguousarray(W, np.float32))
+    unit = _row_units(rotated, tables.sigma)
+    streams = _empty_streams(rows, cols, options)
+    decoded = np.empty((rows, cols), np.int16)
+    native = native_tables(options.window, options.planes)
+    _native.encode(
+        rotated / unit[:, None], panels, native, options.tile_rows, options.block, streams, decoded
+    )
+    row_scale, report = _refit(rotated, decoded, unit, H)
+    weight = PlanesWeight(
+        rows, cols, options.window, options.tile_rows, tuple(streams), row_scale, transform, outliers
+    )
+    return weight, report
+
+
+def _row_units(rotated: Floats, sigma: float) -> Floats:
+    """Size of one integer unit in each row [rows]: its root mean square over the table's."""
+    power = np.einsum("rc,rc->r", rotated, rotated, dtype=np.float64) / rotated.shape[1]
+    unit = (np.sqrt(power) / sigma).astype(np.float32)
+    return np.where(unit > 0, unit, np.float32(1))
+
+
+def _empty_streams(rows: int, cols: int, options: PlaneOptions) -> list[npt.NDArray[np.uint8]]:
+    nbytes = _native.stream_bytes(rows, cols, options.tile_rows)
+    return [np.zeros(nbytes, np.uint8) for _ in range(options.planes)]
+
+
+def _refit(
+    W: Floats, decoded: npt.NDArray[np.int16], unit: Floats, H: Floats | None
+) -> tuple[Floats, EncodeReport]:
+    """Least-squares amplitude of each output channel under H, and what is lost with it."""
+    Q = decoded.astype(np.float32)
+    HQ, HW = Q, W
+    if H is not None:
+        HQ, HW = np.empty_like(Q), np.empty_like(W)
+        _native.dense_matmul(0, H, None, Q, HQ)
+        _native.dense_matmul(0, H, None, W, HW)
+
+    def dot(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
+        return np.einsum("rc,rc->r", a, b, dtype=np.float64)
+
+    wq, qq, ww = dot(W, HQ), dot(Q, HQ), dot(W, HW)
+    best = np.where(qq > 0, wq / np.where(qq > 0, qq, 1), unit)
+    scale = from_bf16(to_bf16(np.maximum(best, 0).astype(np.float32)))
+    lost = ww - 2 * scale * wq + scale.astype(np.float64) ** 2 * qq
+    error = W - Q * scale[:, None]
+    power = float(dot(W, W).sum())
+    report = EncodeReport(
+        relative_error=float(dot(error, error).sum()) / power if power else 0.0,
+        proxy_loss=float(lost.sum()) / float(ww.sum()) if ww.sum() > 0 else 0.0,
+    )
+    return scale, report

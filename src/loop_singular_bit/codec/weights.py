@@ -1,0 +1,185 @@
+"""A matrix in one of its encodings, able to multiply.
+
+    DenseWeight    raw16 / raw32 / int8 / sign: one number for each weight, no rotation
+    PlanesWeight   outliers plus looped one-bit trellis planes on rotated inputs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit import _native
+from loop_singular_bit.codec.numbers import DenseKind, from_bf16, from_pattern
+from loop_singular_bit.codec.outliers import Outliers
+from loop_singular_bit.codec.rotation import (
+    ACTIVATION_GROUP_MAX,
+    InputTransform,
+    power_of_two_factor,
+)
+from loop_singular_bit.codec.tables import native_tables
+
+Floats = npt.NDArray[np.float32]
+
+
+class InputRows:
+    """The rows that enter one or more matrices: as they are, and rotated to int8 once for all."""
+
+    def __init__(self, rows_max: int, cols: int) -> None:
+        self.rows_max = rows_max
+        self._x = np.empty((0, cols), np.float32)
+        self._rotated = np.empty((rows_max, cols), np.float32)
+        group = min(power_of_two_factor(cols), ACTIVATION_GROUP_MAX)
+        self._packed = _native.PackedRows(rows_max, cols, group)
+        self._packed_for: InputTransform | None = None
+
+    @property
+    def x(self) -> Floats:
+        """float32 [T, cols]."""
+        return self._x
+
+    def load(self, x: Floats) -> None:
+        """Takes rows x [T, cols], T <= rows_max; x must stay as it is until the next load."""
+        self._x = x
+        self._packed_for = None
+
+    def packed(self, transform: InputTransform) -> _native.PackedRows:
+        """The rows as `transform` wants them."""
+        if self._packed_for is not transform:
+            self._packed.pack(transform.inputs(self._x, self._rotated[: len(self._x)]))
+            self._packed_for = transform
+        return self._packed
+
+
+_DENSE_BITS = {
+    DenseKind.F32: 32, DenseKind.F16: 16, DenseKind.BF16: 16, DenseKind.I8: 8, DenseKind.SIGN: 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """data: [rows, cols] f32, u16 patterns or int8; SIGN: u8 [rows, ceil(cols/8)], LSB first.
+    scale: float32 [rows] for I8 and SIGN, else None. outliers replace the sign where they lie."""
+
+    kind: DenseKind
+    cols: int
+    data: npt.NDArray[np.generic]
+    scale: Floats | None = None
+    outliers: Outliers | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.data)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight, scales aside."""
+        return _DENSE_BITS[self.kind]
+
+    def multiply(self, inputs: InputRows, out: Floats) -> None:
+        """out [T, rows] = x W^T."""
+        _native.dense_matmul(int(self.kind), self.data, self.scale, inputs.x, out)
+        if self._correction is not None:
+            self._correction.add_product(inputs.x, out)
+
+    @cached_property
+    def _correction(self) -> Outliers | None:
+        """What turns the sign at an outlier's place into the outlier."""
+        if self.outliers is None:
+            return None
+        kept = self.outliers
+        at = np.repeat(np.arange(self.rows), kept.counts), kept.columns()
+        signs = replace(self, outliers=None).dense()[at]
+        values = from_pattern(kept.values, kept.dtype) - signs
+        return Outliers(kept.counts, kept.index, values, "f32")
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """float32 [len(rows), cols] of the given rows."""
+        if self.outliers is not None:
+            return self.dense()[rows]
+        part = DenseWeight(
+            self.kind, self.cols, np.ascontiguousarray(self.data[rows]),
+            None if self.scale is None else np.ascontiguousarray(self.scale[rows]),
+        )  # fmt: skip
+        return part.dense()
+
+    def dense(self) -> Floats:
+        """The whole matrix as float32 [rows, cols]."""
+        if self.kind is DenseKind.F32:
+            W = self.data.astype(np.float32)
+        elif self.kind is DenseKind.F16:
+            W = self.data.view(np.float16).astype(np.float32)
+        elif self.kind is DenseKind.BF16:
+            W = from_bf16(self.data.view(np.uint16))
+        elif self.kind is DenseKind.I8:
+            W = self.data.astype(np.float32)
+        else:
+            bits = np.unpackbits(self.data.view(np.uint8), axis=1, bitorder="little")
+            W = 2 * bits[:, : self.cols].astype(np.float32) - 1
+        if self.scale is not None:
+            W *= self.scale[:, None]
+        if self.outliers is not None:
+            kept = self.outliers
+            at = np.repeat(np.arange(self.rows), kept.counts), kept.columns()
+            W[at] = from_pattern(kept.values, kept.dtype)
+        return W
+
+
+@dataclass(frozen=True)
+class PlanesWeight:
+    """W ~ S + diag(row_scale) (integer planes) V diag(s_in).
+
+    streams    u8 per plane, laid out as native/layout.h says
+    row_scale  float32 [rows] (bfloat16 values): s_out for one integer unit
+    """
+
+    rows: int
+    cols: int
+    window: int
+    tile_rows: int
+    streams: tuple[npt.NDArray[np.uint8], ...]
+    row_scale: Floats
+    transform: InputTransform
+    outliers: Outliers | None = None
+
+    @cached_property
+    def _arguments(
+        self,
+    ) -> tuple[list[npt.NDArray[np.uint8]], int, int, int, _native.PlaneTables]:
+        tables = native_tables(self.window, len(self.streams))
+        return list(self.streams), self.rows, self.cols, self.tile_rows, tables
+
+    def multiply(self, inputs: InputRows, out: Floats) -> None:
+        """out [T, rows] = x W^T."""
+        _native.planes_matmul(*self._arguments, self.row_scale, inputs.packed(self.transform), out)
+        if self.outliers is not None:
+            self.outliers.add_product(inputs.x, out)
+
+    def integers(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int16]:
+        """Decoded integer weights of rows [start, stop), in the rotated basis."""
+        stop = self.rows if stop is None else stop
+        out = np.empty((stop - start, self.cols), np.int16)
+        _native.planes_decode(*self._arguments, start, out)
+        return out
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """float32 [len(rows), cols] of the given rows, rotated back, outliers included."""
+        Q = np.concatenate([self.integers(int(r), int(r) + 1) for r in rows]).astype(np.float32)
+        W = self.transform.restore_weights(Q * self.row_scale[rows, None])
+        if self.outliers is not None:
+            W += self.outliers.dense(self.cols)[rows]
+        return W
+
+    def dense(self) -> Floats:
+        """The whole matrix as float32 [rows, cols]."""
+        Q = self.integers().astype(np.float32) * self.row_scale[:, None]
+        W = self.transform.restore_weights(Q)
+        if self.outliers is not None:
+            W += self.outliers.dense(self.cols)
+        return W
+
+
+Weight = DenseWeight | PlanesWeight
