@@ -1,0 +1,74 @@
+"""The original model as a Network: the same engine, weights exactly as stored."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit.codec.numbers import DenseKind, from_pattern
+from loop_singular_bit.codec.weights import DenseWeight, Weight
+from loop_singular_bit.compress.source import Source, SourceTensor
+from loop_singular_bit.engine.network import LayerWeights
+from loop_singular_bit.models.spec import (
+    LINEAR_ROLES,
+    ModelSpec,
+    Role,
+    TensorSpec,
+    all_tensors,
+    layer_tensors,
+)
+
+Floats = npt.NDArray[np.float32]
+
+
+def raw_weight(tensor: SourceTensor) -> DenseWeight:
+    """A matrix as stored."""
+    return DenseWeight(DenseKind[tensor.dtype.upper()], tensor.data.shape[1], tensor.data)
+
+
+class OriginalNetwork:
+    """Reads layers from a Source; keeps up to `resident_layers` of them in memory."""
+
+    def __init__(self, source: Source, resident_layers: int) -> None:
+        self._source = source
+        self._resident_layers = resident_layers
+        self._kept: dict[int, LayerWeights] = {}
+        self._top = {t.role: t for t in all_tensors(source.spec) if t.layer is None}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._source.spec
+
+    @cached_property
+    def final_norm(self) -> Floats:
+        return self._vector(self._top[Role.FINAL_NORM])
+
+    @cached_property
+    def embedding(self) -> Weight:
+        return raw_weight(self._source.read(self._top[Role.EMBEDDING]))
+
+    @cached_property
+    def head(self) -> Weight:
+        if self.spec.tied_head:
+            return self.embedding
+        return raw_weight(self._source.read(self._top[Role.HEAD]))
+
+    def layer(self, index: int) -> LayerWeights:
+        if index in self._kept:
+            return self._kept[index]
+        parts: dict[str, Weight | Floats] = {}
+        for tensor in layer_tensors(self.spec, index):
+            linear = tensor.role in LINEAR_ROLES
+            parts[tensor.role.value] = (
+                raw_weight(self._source.read(tensor)) if linear else self._vector(tensor)
+            )
+        weights = LayerWeights(**parts)  # type: ignore[arg-type]
+        if len(self._kept) < self._resident_layers:
+            self._kept[index] = weights
+        return weights
+
+    def _vector(self, tensor: TensorSpec) -> Floats:
+        stored = self._source.read(tensor)
+        return from_pattern(stored.data, stored.dtype)

@@ -1,0 +1,153 @@
+"""An artefact as a Network: in memory, or its layers streamed from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit.codec.records import unpack_transform, unpack_vector, unpack_weight
+from loop_singular_bit.codec.rotation import InputTransform
+from loop_singular_bit.codec.weights import Weight
+from loop_singular_bit.container.index import Record
+from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.engine.network import LayerWeights
+from loop_singular_bit.errors import ConfigError, FormatError
+from loop_singular_bit.models.families import spec_from_config
+from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, all_tensors, layer_tensors
+
+Floats = npt.NDArray[np.float32]
+
+WEIGHTS_FILE = "model.lsb"
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """Specification from an artefact's config.json. Raises ConfigError."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: found {type(config).__name__}, expected an object")
+    return spec_from_config(config)
+
+
+class ArtefactNetwork:
+    """The weights of an artefact, read on demand; `layer` reads anew on each call."""
+
+    def __init__(self, directory: Path) -> None:
+        self.spec = read_spec(directory)
+        self.reader = ContainerReader.open(directory / WEIGHTS_FILE)
+        self._check_shapes()
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def _check_shapes(self) -> None:
+        """Every tensor of the network is there with the shape config.json asks for."""
+        known = {record.name: record for record in self.reader.records}
+        for tensor in all_tensors(self.spec):
+            record = known.get(tensor.name)
+            if record is None:
+                raise FormatError(f"record {tensor.name!r} is missing, config.json needs it")
+            names = ("rows", "cols") if len(tensor.shape) == 2 else ("count",)
+            shape = tuple(record.attributes.get(name) for name in names)
+            if shape != tensor.shape:
+                raise FormatError(
+                    f"record {tensor.name!r} has shape {shape}, config.json expects {tensor.shape}"
+                )
+
+    @cached_property
+    def final_norm(self) -> Floats:
+        return self._vector("final_norm")
+
+    @cached_property
+    def embedding(self) -> Weight:
+        return self._weight(self.reader.record("embed"), self._transforms("head"))
+
+    @cached_property
+    def head(self) -> Weight:
+        if self.spec.tied_head:
+            return self.embedding
+        return self._weight(self.reader.record("head"), self._transforms("head"))
+
+    def layer(self, index: int) -> LayerWeights:
+        """Reads one layer."""
+        prefix = f"layers.{index}."
+        transforms = self._transforms(prefix)
+        parts: dict[str, Weight | Floats] = {}
+        for tensor in layer_tensors(self.spec, index):
+            if tensor.role in LINEAR_ROLES:
+                parts[tensor.role.value] = self._weight(self.reader.record(tensor.name), transforms)
+            else:
+                parts[tensor.role.value] = self._vector(tensor.name)
+        return LayerWeights(**parts)  # type: ignore[arg-type]
+
+    def _transforms(self, prefix: str) -> dict[str, InputTransform]:
+        return {
+            record.name: unpack_transform(
+                record.name, record.attributes, lambda name, r=record: self.reader.read(r.name, name)
+            )
+            for record in self.reader.records
+            if record.kind == "input" and record.name.startswith(prefix)
+        }
+
+    def _vector(self, name: str) -> Floats:
+        record = self.reader.record(name)
+        return unpack_vector(name, record.attributes, lambda e: self.reader.read(name, e))
+
+    def _weight(self, record: Record, transforms: Mapping[str, InputTransform]) -> Weight:
+        return unpack_weight(
+            record.name, record.kind, record.attributes,
+            lambda extent: self.reader.read(record.name, extent), transforms,
+        )  # fmt: skip
+
+
+class ResidentNetwork(ArtefactNetwork):
+    """Everything in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._layers = [super(ResidentNetwork, self).layer(i) for i in range(self.spec.layers)]
+        self.embedding, self.head, self.final_norm  # noqa: B018  (read now, not on the first token)
+
+    def layer(self, index: int) -> LayerWeights:
+        return self._layers[index]
+
+
+class StreamedNetwork(ArtefactNetwork):
+    """Embedding, head and norms in memory; layers read from disk, the next one ahead of its use."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.embedding, self.head, self.final_norm  # noqa: B018
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lsb-reader")
+        self._ahead: tuple[int, Future[LayerWeights]] | None = None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        super().close()
+
+    def layer(self, index: int) -> LayerWeights:
+        if self._ahead is not None and self._ahead[0] == index:
+            current = self._ahead[1].result()
+        else:
+            current = super().layer(index)
+        following = (index + 1) % self.spec.layers
+        self._ahead = following, self._pool.submit(super().layer, following)
+        return current
+
+
+def layer_bytes(reader: ContainerReader, layer: int) -> int:
+    """Bytes of one layer's extents in memory."""
+    prefix = f"layers.{layer}."
+    return sum(e.bytes for r in reader.records if r.name.startswith(prefix) for e in r.extents)
+
