@@ -30,32 +30,39 @@ static void expand_row(const DenseView& w, int64_t row, float* out) {
 template <int R, int T>
 static void dense_block(const float* w, int64_t w_stride, const float* x, int64_t cols, float* out,
                         int64_t out_stride, const float* scale) {
-  Lanes acc[R][T];
-  for (auto& row : acc)
-    for (auto& a : row) a = zero_lanes();
-  int64_t c = 0;
-  for (; c + kLanes <= cols; c += kLanes) {
-    Lanes v[R];
-    for (int r = 0; r < R; ++r) v[r] = load_lanes(w + r * w_stride + c);
-    for (int t = 0; t < T; ++t) {
-      Lanes xt = load_lanes(x + t * cols + c);
-      for (int r = 0; r < R; ++r) add_product(acc[r][t], v[r], xt);
+  vf acc[R][T][kParts];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t)
+      for (int i = 0; i < kParts; ++i) acc[r][t][i] = vf{};
+  const int64_t whole = cols / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes)
+    for (int i = 0; i < kParts; ++i) {
+      vf xt[T];
+      for (int t = 0; t < T; ++t) xt[t] = load(x + t * cols + c + i * W);
+      for (int r = 0; r < R; ++r) {
+        const vf v = load(w + r * w_stride + c + i * W);
+        for (int t = 0; t < T; ++t) acc[r][t][i] += v * xt[t];
+      }
+    }
+  for (int t = 0; t < T; ++t) {
+    const Lanes tail = load_tail(x + t * cols + whole, cols - whole);
+    for (int r = 0; r < R; ++r) {
+      Lanes sum;
+      for (int i = 0; i < kParts; ++i) sum.part[i] = acc[r][t][i];
+      if (whole < cols) add_product(sum, load_lanes(w + r * w_stride + whole), tail);
+      out[t * out_stride + r] = scale ? fold(sum) * scale[r] : fold(sum);
     }
   }
-  if (c < cols)
-    for (int t = 0; t < T; ++t) {
-      Lanes xt = load_tail(x + t * cols + c, cols - c);
-      for (int r = 0; r < R; ++r) add_product(acc[r][t], load_lanes(w + r * w_stride + c), xt);
-    }
-  for (int t = 0; t < T; ++t)
-    for (int r = 0; r < R; ++r)
-      out[t * out_stride + r] = scale ? fold(acc[r][t]) * scale[r] : fold(acc[r][t]);
 }
+
+// Rows and tokens of a register block: 16 lanes take 1, 2 or 4 registers.
+constexpr int kDenseRows = W == 16 ? 4 : W == 8 ? 3 : 1;
+constexpr int kDenseTokens = W == 16 ? 4 : 2;
 
 template <int R>
 static void dense_rows(const float* w, int64_t stride, const float* x, int64_t tokens, int64_t cols,
                        float* out, int64_t out_stride, const float* scale) {
-  constexpr int T = W == 16 ? 4 : 2;
+  constexpr int T = kDenseTokens;
   int64_t t = 0;
   for (; t + T <= tokens; t += T)
     dense_block<R, T>(w, stride, x + t * cols, cols, out + t * out_stride, out_stride, scale);
@@ -66,7 +73,7 @@ static void dense_rows(const float* w, int64_t stride, const float* x, int64_t t
 // panel: 4 rows of cols rounded up to 16 floats.
 static void dense_matmul(const DenseView& w, const float* x, int64_t tokens, int64_t row_begin,
                          int64_t row_end, float* out, float* panel) {
-  constexpr int R = W == 16 ? 4 : 2;
+  constexpr int R = kDenseRows;
   const int64_t stride = (w.cols + kLanes - 1) / kLanes * kLanes;
   int64_t row = row_begin;
   for (; row + R <= row_end; row += R) {

@@ -41,12 +41,25 @@ static inline void store_lanes(float* x, const Lanes& l) {
 static inline void add_product(Lanes& acc, const Lanes& a, const Lanes& b) {
   for (int i = 0; i < kParts; ++i) acc.part[i] += a.part[i] * b.part[i];
 }
+// Pairwise: lanes 8 apart, then 4, 2, 1.
 static inline float fold(const Lanes& l) {
+#if defined(__AVX__)
+#if defined(__AVX512F__)
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)l.part[0]),
+                               _mm512_extractf32x8_ps((__m512)l.part[0], 1));
+#else
+  __m256 eight = _mm256_add_ps((__m256)l.part[0], (__m256)l.part[1]);
+#endif
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   float v[kLanes];
   store_lanes(v, l);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) v[i] += v[i + width];
   return v[0];
+#endif
 }
 
 // 16 half floats (no infinities or NaN reach this) to float: exact on every path.

@@ -64,7 +64,7 @@ class FakeModel:
         self.sessions: list[FakeSession] = []
         self.free = threading.Semaphore(1)
         self.before_advance: Callable[[FakeSession], None] = lambda session: None
-        self._script = script
+        self.script = script
 
     @contextmanager
     def session(self) -> Iterator[FakeSession]:
@@ -80,7 +80,7 @@ class FakeModel:
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         logits = rng.standard_normal(self.text.vocab).astype(np.float32) * 3
         logits[END_ID] = -20
-        if self._script is not None:
+        if self.script is not None:
             done = sum(len(advance) == 1 for advance in self.sessions[-1].advances[1:])
-            logits[self._script[done]] = 50
+            logits[self.script[done]] = 50
         return logits

@@ -305,7 +305,7 @@ def test_model_without_a_template_says_so(model_dir: Path, tmp_path: Path) -> No
 def test_empty_chat_and_unknown_role_are_refused(text: Text) -> None:
     with pytest.raises(InputRefusedError, match="at least one message"):
         text.render_chat([])
-    with pytest.raises(InputRefusedError, match="im_end.*' is unknown"):
+    with pytest.raises(InputRefusedError, match=r"im_end.*' is unknown"):
         text.render_chat([Message("<|im_end|>", "a")])
 
 

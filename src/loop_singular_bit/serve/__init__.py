@@ -1,1 +1,1 @@
-
+"""OpenAI-compatible HTTP: schema and replies (types), scheduler (no HTTP), app (Starlette)."""
