@@ -1,0 +1,118 @@
+"""A file that appears under its name whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from loop_singular_bit.errors import ResourceError, UsageError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class PartialFile:
+    """`<path>.partial`, exclusively locked, until `commit` gives it its name.
+
+    The name is fixed so that what a killed process leaves is reused, not piled up; the lock tells
+    such a file from one that is being written. The new file is empty.
+    Raises UsageError when `path` exists (unless `overwrite`) or another process is writing it,
+    ResourceError when the disk fails or has less than `expected_bytes` free.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, expected_bytes: int = 0) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.partial")
+        self._overwrite = overwrite
+        self._expected_bytes = expected_bytes
+        self._refuse_existing()
+        try:
+            self._fd = self._open_locked()
+            free_bytes = self._free_bytes()
+        except OSError as error:
+            raise self._failed(error) from error
+        if expected_bytes > free_bytes:
+            self.discard()
+            raise self._full(expected_bytes, free_bytes)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes all of `data` at `offset`. What lies before it and was never written is zero."""
+        done = 0
+        view = memoryview(data)
+        try:
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                end = max(self._expected_bytes, offset + len(view))
+                raise self._full(end - offset - done, self._free_bytes()) from error
+            raise self._failed(error) from error
+
+    def commit(self, size_bytes: int) -> None:
+        """Makes the file, which is `size_bytes` long, durable and gives it its name."""
+        try:
+            found_bytes = os.fstat(self._fd).st_size
+            if found_bytes != size_bytes:
+                raise AssertionError(f"wrote {found_bytes} bytes, planned {size_bytes}")
+            os.fsync(self._fd)
+            self._refuse_existing()
+            os.replace(self._partial, self._path)
+            self._close()
+            _fsync_directory(self._path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def discard(self) -> None:
+        """Removes the file. Does nothing after `commit` or a second time."""
+        if self._fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                self._partial.unlink()
+            self._close()
+
+    def _open_locked(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._partial, flags, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held the lock may have renamed or removed the file since it was opened.
+            if not os.path.samestat(os.fstat(fd), os.stat(self._partial)):
+                raise BlockingIOError
+            os.ftruncate(fd, 0)
+        except (BlockingIOError, FileNotFoundError) as error:
+            os.close(fd)
+            raise UsageError(f"{self._partial}: another process is writing it") from error
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _free_bytes(self) -> int:
+        status = os.fstatvfs(self._fd)
+        return status.f_bavail * status.f_frsize
+
+    def _refuse_existing(self) -> None:
+        if not self._overwrite and os.path.lexists(self._path):
+            raise UsageError(f"{self._path}: exists; remove it or choose another output directory")
+
+    def _full(self, needed_bytes: int, free_bytes: int) -> ResourceError:
+        return ResourceError(
+            f"{self._path}: the disk is full: {needed_bytes} bytes needed, {free_bytes} free; "
+            "free some space or choose another output directory"
+        )
+
+    def _failed(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self._path}: cannot be written: {error.strerror}")
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

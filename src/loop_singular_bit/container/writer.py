@@ -1,0 +1,163 @@
+"""Writes a container: extents are streamed, then the checksum table, the index, the preamble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit._native import crc32c
+from loop_singular_bit.container.checksum import block_crc32c
+from loop_singular_bit.container.index import (
+    BLOCK_BYTES,
+    Extent,
+    Record,
+    check_block_bytes,
+    check_name,
+    check_values,
+    encode_index,
+)
+from loop_singular_bit.container.layout import (
+    Layout,
+    Placer,
+    Preamble,
+    RecordPlan,
+    pack_preamble,
+    place_record,
+    plan_layout,
+)
+from loop_singular_bit.container.partial import PartialFile
+from loop_singular_bit.errors import FormatError
+
+Payload = bytes | bytearray | memoryview | npt.NDArray[Any]
+
+
+class ContainerWriter:
+    """A container on its way to `path`, as a context manager.
+
+    Bytes go to `<path>.partial`, which takes its final name when the block ends well and is
+    removed when it does not. Raises UsageError when `path` exists (unless `overwrite`) or another
+    process is writing it, ResourceError when the disk fails or is full, FormatError for what
+    docs/format.md does not allow.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+        expected_bytes: int = 0,
+    ) -> None:
+        """`expected_bytes` (a Layout's file_bytes) refuses a disk with less room at once."""
+        check_block_bytes(block_bytes)
+        self._block_bytes = block_bytes
+        self._placer = Placer(block_bytes)
+        self._plans: list[RecordPlan] = []
+        self._records: list[Record] = []
+        self._names: set[str] = set()
+        self._optional: dict[str, int] = {}
+        self._checksums: list[int] = []
+        self._begins_run = False
+        self._meta: dict[str, Any] = {}
+        self.set_meta(meta or {})
+        self._file = PartialFile(path, overwrite, expected_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._file.discard()
+
+    def set_meta(self, meta: Mapping[str, Any]) -> None:
+        """Replaces the object for the layers above; the one set last is written."""
+        check_values("meta", dict(meta))
+        self._meta = dict(meta)
+
+    def begin_run(self) -> None:
+        """The next record starts a run: records up to the next run are read together."""
+        self._begins_run = True
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        attributes: Mapping[str, Any],
+        extents: Mapping[str, Payload],
+    ) -> Record:
+        """Writes a record, its extents in the order given, and returns where it lies."""
+        if name in self._names:
+            raise FormatError(f"record name: {name!r} stands twice, expected once")
+        self._refuse_after_optional(name)
+        views = {key: _bytes_of(f"record {name!r}", key, data) for key, data in extents.items()}
+        sizes = {key: len(view) for key, view in views.items()}
+        plan = RecordPlan(name, kind, dict(attributes), sizes, self._begins_run)
+        record = place_record(self._placer, plan)
+        for extent, view in zip(record.extents, views.values(), strict=True):
+            self._write(extent, view)
+        self._plans.append(plan)
+        self._records.append(record)
+        self._names.add(name)
+        self._begins_run = False
+        return record
+
+    def add_optional(self, name: str, data: Payload) -> None:
+        """Writes an extent that a reader may skip. No record can follow."""
+        check_name("optional extent name", name)
+        if name in self._optional:
+            raise FormatError(f"optional extent name: {name!r} stands twice, expected once")
+        view = _bytes_of("optional", name, data)
+        self._write(self._placer.extent(name, len(view)), view)
+        self._optional[name] = len(view)
+
+    def layout(self) -> Layout:
+        """The layout of the file if it ended here."""
+        return plan_layout(self._plans, self._meta, self._optional, self._block_bytes)
+
+    def _write(self, extent: Extent, view: memoryview) -> None:
+        for start in range(0, len(view), self._block_bytes):
+            block = view[start : start + self._block_bytes]
+            self._checksums.append(block_crc32c(len(self._checksums), block))
+        self._file.write(extent.offset, view)
+
+    def _finish(self) -> None:
+        layout = self.layout()
+        if layout.index.records != tuple(self._records):
+            raise AssertionError("the records written are not where the layout has them")
+        table = np.array(self._checksums, "<u4").tobytes()
+        checksums = msgspec.structs.replace(layout.index.checksums, crc32c=f"{crc32c(table):08x}")
+        index = encode_index(msgspec.structs.replace(layout.index, checksums=checksums))
+        preamble = Preamble(
+            layout.index_offset, layout.index_bytes, layout.file_bytes, crc32c(index)
+        )
+        self._file.write(checksums.offset, table)
+        self._file.write(layout.index_offset, index)
+        self._file.write(0, pack_preamble(preamble))
+        self._file.commit(layout.file_bytes)
+
+    def _refuse_after_optional(self, name: str) -> None:
+        if self._optional:
+            raise FormatError(f"record {name!r}: comes after an optional extent, expected before")
+
+
+def _bytes_of(where: str, name: str, data: Payload) -> memoryview:
+    view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+    if not view.c_contiguous:
+        raise FormatError(f"{where} extent {name!r}: the array is not contiguous; copy it first")
+    # A view with a zero in its shape cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
