@@ -1,0 +1,91 @@
+"""From a layer and its statistics to its records: the same steps for every matrix of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit.codec.codecs import Codec, InputStatistics, Planes
+from loop_singular_bit.codec.feedback import damped, feedback_panels
+from loop_singular_bit.codec.numbers import from_bf16, from_pattern, to_bf16
+from loop_singular_bit.codec.outliers import select
+from loop_singular_bit.codec.planes import EncodeReport
+from loop_singular_bit.codec.rotation import InputTransform
+from loop_singular_bit.codec.weights import Weight
+
+Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+
+DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as stored: patterns or float32 [rows, cols], "f16" | "bf16" | "f32"."""
+
+    name: str
+    data: Stored
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """Matrices that share an input: their weights, and its rotation where one is used."""
+
+    name: str
+    transform: InputTransform | None
+    weights: dict[str, Weight]
+    reports: dict[str, EncodeReport]
+
+
+def encode_input(
+    name: str, matrices: list[Matrix], codecs: Mapping[str, Codec], H: Floats | None, seed: int
+) -> EncodedInput:
+    """Encodes all matrices that read the input `name`; H [cols, cols] in the original basis."""
+    rotated = [(m, c) for m in matrices if isinstance(c := codecs[m.name], Planes)]
+    statistics = _input_statistics(name, rotated, H, seed) if rotated else None
+    weights: dict[str, Weight] = {}
+    reports: dict[str, EncodeReport] = {}
+    for matrix in matrices:
+        weights[matrix.name], reports[matrix.name] = codecs[matrix.name].encode(
+            matrix.data, matrix.dtype, statistics
+        )
+    return EncodedInput(name, statistics.transform if statistics else None, weights, reports)
+
+
+def _input_statistics(
+    name: str, matrices: list[tuple[Matrix, Planes]], H: Floats | None, seed: int
+) -> InputStatistics:
+    transform = InputTransform(channel_scale(matrices), _seed(name, seed))
+    if H is None:
+        return InputStatistics(transform)
+    rotated = damped(transform.hessian(H), DAMPING)
+    block = min(codec.options.block for _, codec in matrices)
+    return InputStatistics(transform, rotated, feedback_panels(rotated, block))
+
+
+def channel_scale(matrices: list[tuple[Matrix, Planes]]) -> Floats:
+    """s_in [cols]: root mean square of each input's weights over all matrices, outliers left out.
+
+    With ideal error feedback the loss is proportional to mean(||W_j / s_j||^2) geomean(s_j^2),
+    least when every scaled column has the same norm. Normalised to a geometric mean of 1.
+    """
+    power = np.zeros(matrices[0][0].data.shape[1])
+    for matrix, codec in matrices:
+        W = from_pattern(matrix.data, matrix.dtype)
+        W[select(W, codec.outlier_ratio)] = 0
+        power += np.einsum("rc,rc->c", W, W, dtype=np.float64)
+    power = np.maximum(power, power.max() * 1e-8 if power.max() > 0 else 1.0)
+    log_scale = 0.5 * np.log(power)
+    scale = np.exp(log_scale - log_scale.mean()).astype(np.float32)
+    return from_bf16(to_bf16(scale))
+
+
+def _seed(name: str, seed: int) -> int:
+    """A seed for the signs of one input, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
