@@ -137,17 +137,23 @@ def write_tiny_model(
 
 
 def write_tiny_gguf(
-    path: Path, family: str = "llama", *, quantization: str = "F16", **sizes: Any
+    path: Path,
+    family: str = "llama",
+    *,
+    quantization: str = "F16",
+    weights: dict[str, Array] | None = None,
+    **sizes: Any,
 ) -> Path:
     """Write a GGUF file and return its path. quantization: any matrix type the gguf package can
-    write, such as "F32", "F16", "BF16" or "Q8_0"; norms and biases are F32. sizes: as above."""
+    write, such as "F32", "F16", "BF16" or "Q8_0"; norms and biases are F32. weights: instead of
+    the random ones, by Hugging Face name. sizes: as above."""
     tiny = Tiny(family=family, **sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     arch = "qwen2" if family == "qwen2" else "llama"
     writer = GGUFWriter(path, arch)
     _add_gguf_sizes(writer, tiny)
     _add_gguf_tokenizer(writer, tiny)
-    for name, value in tiny_weights(tiny).items():
+    for name, value in (tiny_weights(tiny) if weights is None else weights).items():
         stored = _permuted(name, value, tiny) if arch == "llama" else value
         kind = GGMLQuantizationType[quantization if value.ndim == 2 else "F32"]
         writer.add_tensor(_gguf_name(name), quantize(stored, kind), raw_dtype=kind)
