@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from loop_singular_bit.compress.stored_tensor import StoredTensor
-from loop_singular_bit.errors import ConfigError, ResourceError, TensorError
+from loop_singular_bit.compress.stored_tensor import StoredTensor, opened
+from loop_singular_bit.errors import ConfigError, TensorError
 
 Value = bool | int | float | str | list["Value"]
 
@@ -53,11 +53,8 @@ def read_header(path: Path) -> GgufHeader:
     Raises ConfigError for a file that is no GGUF or has a damaged header, TensorError for a tensor
     whose bytes are not all there (both byte counts), ResourceError when it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return _Parser(file, path).header()
-    except OSError as error:
-        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+    with opened(path, buffered=True) as file:
+        return _Parser(file, path).header()
 
 
 class _Parser:

@@ -28,6 +28,7 @@ from loop_singular_bit.compress.stored_tensor import (
     refuse_nonfinite,
     row_range,
 )
+from loop_singular_bit.compress.tensor_check import check_tensors
 from loop_singular_bit.compress.tokenizer_check import check_tokenizer
 from loop_singular_bit.errors import TensorError
 from loop_singular_bit.models.families import spec_from_config
@@ -99,7 +100,9 @@ def open_gguf_file(path: Path) -> GgufSource:
     factors = header.tensors.get(ROPE_FACTORS)
     config = model_config(header, None if factors is None else _rope_factors(factors))
     spec = spec_from_config(config)
-    _check_tensors(spec, header.tensors)
+    expected = {gguf_name(tensor): tensor for tensor in all_tensors(spec)}
+    relevant = {name: t for name, t in header.tensors.items() if name != ROPE_FACTORS}
+    check_tensors(expected, relevant, (*_PLAIN, *QUANTIZED), "the metadata")
     tokenizer = tokenizer_files(header.metadata, spec)
     check_tokenizer(tokenizer["tokenizer.json"], spec)
     files = {
@@ -136,25 +139,6 @@ def _rope_factors(stored: StoredTensor) -> npt.NDArray[np.float32]:
     factors = read_rows(stored, 0, stored.shape[0], NUMPY_DTYPES["f32"])
     refuse_nonfinite(stored.name, SourceTensor("f32", factors))
     return factors
-
-
-def _check_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
-    expected = {gguf_name(tensor): tensor for tensor in all_tensors(spec)}
-    for name, tensor in expected.items():
-        if name not in stored:
-            raise TensorError(f"tensor {name} is missing, the metadata expects it")
-        found = stored[name]
-        if found.shape != tensor.shape:
-            raise TensorError(
-                f"tensor {name} has shape {list(found.shape)}, "
-                f"the metadata expects {list(tensor.shape)}"
-            )
-        if found.kind not in _PLAIN and found.kind not in QUANTIZED:
-            known = ", ".join((*_PLAIN, *QUANTIZED))
-            raise TensorError(f"tensor {name} is stored as {found.kind}, expected one of: {known}")
-    for name in sorted(stored.keys() - expected.keys() - {ROPE_FACTORS}):
-        # A weight we would silently leave out would change the network.
-        raise TensorError(f"tensor {name} is unexpected in a {spec.family} network")
 
 
 def _json(document: object) -> bytes:

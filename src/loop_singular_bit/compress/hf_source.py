@@ -21,11 +21,12 @@ from loop_singular_bit.compress.stored_tensor import (
     refuse_nonfinite,
     row_range,
 )
+from loop_singular_bit.compress.tensor_check import check_tensors
 from loop_singular_bit.compress.tokenizer_check import check_tokenizer
 from loop_singular_bit.errors import ConfigError, LoopError, TensorError, TokenizerError
 from loop_singular_bit.models.families import spec_from_config
 from loop_singular_bit.models.names import hf_name
-from loop_singular_bit.models.spec import ModelSpec, Role, TensorSpec, all_tensors
+from loop_singular_bit.models.spec import ModelSpec, TensorSpec, all_tensors
 
 COMPANION_FILES = (
     "config.json",
@@ -135,25 +136,15 @@ def _is_plain_name(name: str) -> bool:
 
 
 def _check_tensors(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
+    # A tied head may be there again, and old checkpoints keep the rotary frequencies.
+    relevant = {
+        name: tensor
+        for name, tensor in stored.items()
+        if not name.endswith("rotary_emb.inv_freq")
+        and not (spec.tied_head and name == "lm_head.weight")
+    }
     expected = {hf_name(tensor): tensor for tensor in all_tensors(spec)}
-    for name, tensor in expected.items():
-        found = stored.get(name)
-        if found is None:
-            hint = " (tie_word_embeddings is false)" if tensor.role is Role.HEAD else ""
-            raise TensorError(f"tensor {name} is missing, config.json expects it{hint}")
-        if found.shape != tensor.shape:
-            raise TensorError(
-                f"tensor {name} has shape {list(found.shape)}, "
-                f"config.json expects {list(tensor.shape)}"
-            )
-        if found.kind not in _DTYPES:
-            raise TensorError(
-                f"tensor {name} is stored as {found.kind}, expected {', '.join(_DTYPES)}"
-            )
-    for name in sorted(stored.keys() - expected.keys()):
-        # A weight we would silently leave out would change the network.
-        if name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):
-            raise TensorError(f"tensor {name} is unexpected in a {spec.family} network")
+    check_tensors(expected, relevant, _DTYPES, "config.json")
 
 
 def _read_file(path: Path) -> bytes:

@@ -43,10 +43,10 @@ class StoredTensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """An unbuffered file open for reading. Raises ResourceError when the system refuses."""
+def opened(path: Path, *, buffered: bool = False) -> Iterator[BinaryIO]:
+    """A file open for reading. Raises ResourceError when the system refuses anything about it."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=-1 if buffered else 0) as file:
             yield file
     except OSError as error:
         raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
