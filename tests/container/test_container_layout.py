@@ -58,7 +58,7 @@ def _write(path: Path, plans: list[RecordPlan], meta: Any, optional: dict[str, i
         writer.set_meta(meta)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(plans=PLANS, meta=OBJECTS, optional=OPTIONAL)
 def test_plan_is_what_is_on_disk_and_reads_back(
     plans: list[RecordPlan], meta: dict[str, Any], optional: dict[str, int]
@@ -79,7 +79,7 @@ def test_plan_is_what_is_on_disk_and_reads_back(
             reader.verify_all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(plans=PLANS, optional=OPTIONAL)
 def test_places_are_aligned_and_ordered_with_small_gaps(
     plans: list[RecordPlan], optional: dict[str, int]

@@ -54,7 +54,7 @@ class ChecksumTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     offset: Count
     size_bytes: Count = msgspec.field(name="bytes")
-    crc32c: Crc = "00000000"
+    crc32c: Crc
 
 
 class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,13 +178,17 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _explain(message: str, data: bytes) -> str:
     """msgspec's message, with the record's name and the value found at the path it ends with."""
     reason, _, path = message.partition(" - at `$")
-    value: Any = msgspec.json.decode(data)
-    where = "index"
-    for key, number in re.findall(r"\.([a-z0-9_]+)|\[(\d+)\]", path):
-        value = value[key] if key else value[int(number)]
-        label = value.get("name") if isinstance(value, dict) else None
-        where += f" {key}" if key else f"[{number}]"
-        if number and isinstance(label, str):
-            where += f" {label!r:.80}"
+    try:
+        value: Any = msgspec.json.decode(data)
+        where = "index"
+        for key, number in re.findall(r"\.([a-z0-9_]+)|\[(\d+)\]", path):
+            value = value[key] if key else value[int(number)]
+            label = value.get("name") if isinstance(value, dict) else None
+            where += f" {key}" if key else f"[{number}]"
+            if number and isinstance(label, str):
+                where += f" {label!r:.80}"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        # The document has more than one defect; the first is enough.
+        return f"index{path.rstrip('`')}: {reason}"
     found = "" if isinstance(value, dict) else f", found {value!r:.80}"
     return f"{where}: {reason}{found}"

@@ -97,7 +97,9 @@ class Placer:
 
     def table(self) -> ChecksumTable:
         """The checksum table's place behind the last extent."""
-        return ChecksumTable(align_up(self.end, ALIGN_BYTES), self.blocks * CHECKSUM_BYTES)
+        offset = align_up(self.end, ALIGN_BYTES)
+        # The digits of the CRC stand for those that the writer puts there: the same length.
+        return ChecksumTable(offset, self.blocks * CHECKSUM_BYTES, "00000000")
 
 
 def index_offset_after(table: ChecksumTable) -> int:
@@ -148,9 +150,11 @@ def place_record(placer: Placer, plan: RecordPlan) -> Record:
     check_values(f"record {plan.name!r} attributes", dict(plan.attributes))
     if not plan.extents:
         raise FormatError(f"record {plan.name!r}: 0 extents, expected at least 1")
+    # All checks come first: a refused record must not have moved the placer.
+    for name in plan.extents:
+        check_name(f"record {plan.name!r} extent name", name)
     extents: list[Extent] = []
     for name, size_bytes in plan.extents.items():
-        check_name(f"record {plan.name!r} extent name", name)
         extents.append(placer.extent(name, size_bytes, plan.begins_run and not extents))
     return Record(plan.name, plan.kind, dict(plan.attributes), tuple(extents))
 
