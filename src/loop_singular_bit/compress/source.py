@@ -60,8 +60,7 @@ def open_source(model: str) -> Source:
     Raises ConfigError, TensorError, TokenizerError, InputRefusedError (no such path or hub model)
     and ResourceError (I/O, or the Hub cannot be reached).
     """
-    # Imported here: each of these modules needs SourceTensor from this one.
-    from loop_singular_bit.compress.gguf_source import open_gguf_file
+    # Imported here: these modules need SourceTensor from this one, and gguf is slow to import.
     from loop_singular_bit.compress.hf_source import open_hf_directory
     from loop_singular_bit.compress.hub import fetch, is_hub_id
 
@@ -69,6 +68,8 @@ def open_source(model: str) -> Source:
     if path.is_dir():
         return open_hf_directory(path)
     if path.is_file() and path.suffix == ".gguf":
+        from loop_singular_bit.compress.gguf_source import open_gguf_file
+
         return open_gguf_file(path)
     if path.exists():
         raise InputRefusedError(f"{model} is a file, expected a directory or a .gguf file")
