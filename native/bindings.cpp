@@ -25,13 +25,21 @@ static void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
-static Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
-                          int tile_rows, const PlaneTables& tables) {
+// An array is never converted: a converted output would be written to a copy that nobody sees.
+static auto array(const char* name) { return nb::arg(name).noconvert(); }
+
+static Geometry make_geometry(int64_t rows, int64_t cols, int tile_rows) {
   require(rows > 0 && cols > 0 && cols % kQuad == 0, "columns must be a multiple of 4");
   require(tile_rows >= kRowGroup && tile_rows % kRowGroup == 0, "tile rows must be a multiple of 16");
+  return {rows, cols, tile_rows};
+}
+
+static Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
+                          int tile_rows, const PlaneTables& tables) {
+  const Geometry geometry = make_geometry(rows, cols, tile_rows);
   require(!streams.empty() && (int)streams.size() == tables.count, "one stream for each table");
   Planes planes;
-  planes.geometry = {rows, cols, tile_rows};
+  planes.geometry = geometry;
   planes.tables = &tables;
   for (const auto& s : streams) {
     require((int64_t)s.size() == 8 * planes.geometry.stream_words(), "stream length disagrees with shape");
@@ -100,6 +108,7 @@ static CacheView cache_view(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values
   c.kv_heads = (int)values.shape(1);
   c.context = values.shape(2);
   c.head_dim = (int)values.shape(3);
+  require(c.kv_heads > 0 && c.head_dim > 0, "the cache has no heads");
   require(keys.shape(0) == values.shape(0) && (int64_t)keys.shape(1) == c.kv_heads &&
           (int64_t)keys.shape(2) * 16 == c.context && (int64_t)keys.shape(3) == c.head_dim && keys.shape(4) == 16,
           "key and value caches disagree");
@@ -137,7 +146,7 @@ static void py_attend(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats
 }
 
 static void py_rope(FloatsOut<2> x, Floats<2> cosine, Floats<2> sine, Array<const int32_t, 1> position, int head_dim) {
-  require((int64_t)cosine.shape(1) * 2 == head_dim && sine.shape(0) == cosine.shape(0) && sine.shape(1) == cosine.shape(1) && (int64_t)x.shape(1) % head_dim == 0, "rotary tables disagree");
+  require(head_dim > 0 && (int64_t)cosine.shape(1) * 2 == head_dim && sine.shape(0) == cosine.shape(0) && sine.shape(1) == cosine.shape(1) && (int64_t)x.shape(1) % head_dim == 0, "rotary tables disagree");
   require(position.size() == x.shape(0), "one position for each row");
   for (size_t r = 0; r < position.size(); ++r)
     require(position.data()[r] >= 0 && position.data()[r] < (int64_t)cosine.shape(0), "position beyond the rotary table");
@@ -183,12 +192,10 @@ static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const
   job.block = block;
   job.planes = tables.count;
   job.tables = &tables;
-  require(job.cols % kQuad == 0, "columns must be a multiple of 4");
   require(block > 0 && block % kQuad == 0 && 64 % block == 0, "block must be 4, 8, 16, 32 or 64");
-  require(tile_rows >= kRowGroup && tile_rows % kRowGroup == 0, "tile rows must be a multiple of 16");
   require((int)streams.size() == job.planes, "one stream for each table");
   require((int64_t)decoded.shape(0) == job.rows && (int64_t)decoded.shape(1) == job.cols, "decoded shape disagrees");
-  const Geometry g{job.rows, job.cols, tile_rows};
+  const Geometry g = make_geometry(job.rows, job.cols, tile_rows);
   for (int k = 0; k < job.planes; ++k) {
     require((int64_t)streams[k].size() == 8 * g.stream_words(), "stream length disagrees with shape");
     job.streams[k] = streams[k].data();
@@ -217,7 +224,7 @@ NB_MODULE(_native, m) {
         while ((size_t)1 << window < entries.shape(1)) ++window;
         require((size_t)1 << window == entries.shape(1), "a table has 2^L entries");
         new (self) PlaneTables(make_tables(window, (int)entries.shape(0), entries.data()));
-      }, nb::arg("entries"))
+      }, array("entries"))
       .def_ro("window", &PlaneTables::window)
       .def_ro("count", &PlaneTables::count);
 
@@ -227,17 +234,17 @@ NB_MODULE(_native, m) {
         require((int64_t)x.shape(1) == self.cols(), "columns disagree");
         nb::gil_scoped_release release;
         self.pack(x.data(), x.shape(0));
-      }, nb::arg("x"))
+      }, array("x"))
       .def_prop_ro("tokens", &PackedRows::tokens)
       .def_prop_ro("group", &PackedRows::group)
       .def("quantized", [](const PackedRows& self, Array<int8_t, 2> q, FloatsOut<2> scale) {
         require((int64_t)q.size() == self.tokens() * self.cols() && (int64_t)scale.size() == self.tokens() * (self.cols() / self.group()), "shapes disagree");
         std::copy_n(self.bytes().begin(), q.size(), q.data());
         std::copy_n(self.scales().begin(), scale.size(), scale.data());
-      }, nb::arg("q"), nb::arg("scale"));
+      }, array("q"), array("scale"));
 
   m.def("stream_bytes", [](int64_t rows, int64_t cols, int tile_rows) {
-    return 8 * Geometry{rows, cols, tile_rows}.stream_words();
+    return 8 * make_geometry(rows, cols, tile_rows).stream_words();
   }, nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"));
   m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
                             const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
@@ -246,26 +253,26 @@ NB_MODULE(_native, m) {
     require((int64_t)out.shape(0) == x.tokens() && (int64_t)out.shape(1) == rows, "output shape disagrees");
     nb::gil_scoped_release release;
     planes_matmul(planes, x, row_scale.data(), out.data());
-  }, nb::arg("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
-     nb::arg("row_scale"), nb::arg("x"), nb::arg("out"));
+  }, array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+     array("row_scale"), nb::arg("x"), array("out"));
   m.def("planes_decode", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
                             const PlaneTables& tables, int64_t row_begin, Array<int16_t, 2> out) {
     Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
     require((int64_t)out.shape(1) == cols && row_begin >= 0 && row_begin + (int64_t)out.shape(0) <= rows, "rows out of range");
     nb::gil_scoped_release release;
     planes_decode(planes, row_begin, row_begin + out.shape(0), out.data());
-  }, nb::arg("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
-     nb::arg("row_begin"), nb::arg("out"));
-  m.def("encode", &py_encode, nb::arg("target"), nb::arg("feedback").none(), nb::arg("tables"), nb::arg("tile_rows"),
-        nb::arg("block"), nb::arg("streams"), nb::arg("decoded"));
-  m.def("dense_matmul", &py_dense_matmul, nb::arg("kind"), nb::arg("w"), nb::arg("scale").none(), nb::arg("x"), nb::arg("out"));
-  m.def("sparse_matmul", &py_sparse, nb::arg("counts"), nb::arg("index"), nb::arg("values"), nb::arg("kind"), nb::arg("x"), nb::arg("out"));
-  m.def("rotate", &py_rotate, nb::arg("x"), nb::arg("scale"), nb::arg("block"), nb::arg("mix").none(), nb::arg("inverse"), nb::arg("out"));
-  m.def("rms_norm", &py_rms_norm, nb::arg("x"), nb::arg("gain"), nb::arg("eps"), nb::arg("out"));
-  m.def("rope", &py_rope, nb::arg("x"), nb::arg("cosine"), nb::arg("sine"), nb::arg("position"), nb::arg("head_dim"));
-  m.def("store_kv", &py_store_kv, nb::arg("keys"), nb::arg("values"), nb::arg("k"), nb::arg("v"), nb::arg("slot"), nb::arg("position"));
-  m.def("attend", &py_attend, nb::arg("keys"), nb::arg("values"), nb::arg("q"), nb::arg("heads"), nb::arg("slot"), nb::arg("position"), nb::arg("window"), nb::arg("out"));
-  m.def("swiglu", &py_swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"));
-  m.def("gram", &py_gram, nb::arg("x"), nb::arg("h"));
-  m.def("pack_panels", &py_pack_panels, nb::arg("x"), nb::arg("panels"));
+  }, array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+     nb::arg("row_begin"), array("out"));
+  m.def("encode", &py_encode, array("target"), array("feedback").none(), nb::arg("tables"), nb::arg("tile_rows"),
+        nb::arg("block"), array("streams"), array("decoded"));
+  m.def("dense_matmul", &py_dense_matmul, nb::arg("kind"), array("w"), array("scale").none(), array("x"), array("out"));
+  m.def("sparse_matmul", &py_sparse, array("counts"), array("index"), array("values"), nb::arg("kind"), array("x"), array("out"));
+  m.def("rotate", &py_rotate, array("x"), array("scale"), nb::arg("block"), array("mix").none(), nb::arg("inverse"), array("out"));
+  m.def("rms_norm", &py_rms_norm, array("x"), array("gain"), nb::arg("eps"), array("out"));
+  m.def("rope", &py_rope, array("x"), array("cosine"), array("sine"), array("position"), nb::arg("head_dim"));
+  m.def("store_kv", &py_store_kv, array("keys"), array("values"), array("k"), array("v"), array("slot"), array("position"));
+  m.def("attend", &py_attend, array("keys"), array("values"), array("q"), nb::arg("heads"), array("slot"), array("position"), nb::arg("window"), array("out"));
+  m.def("swiglu", &py_swiglu, array("gate"), array("up"), array("out"));
+  m.def("gram", &py_gram, array("x"), array("h"));
+  m.def("pack_panels", &py_pack_panels, array("x"), array("panels"));
 }

@@ -8,10 +8,19 @@
 #include "pool.h"
 
 namespace lsb {
+
+#if defined(LSB_EMULATE)
+const Kernels& emulated_kernels();
+#endif
+
 namespace {
 
-std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> tiers = {&portable_kernels()};
+std::vector<const Kernels*> supported() {  // slowest first: the last is the default
+  std::vector<const Kernels*> tiers;
+#if defined(LSB_EMULATE)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) tiers.push_back(&emulated_kernels());
+#endif
+  tiers.push_back(&portable_kernels());
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) tiers.push_back(&avx2_kernels());
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -26,6 +35,9 @@ const Kernels*& current() {
   static const Kernels* tier = supported().back();
   return tier;
 }
+
+constexpr int64_t kPackedMax = int64_t{1} << 40;  // int8 values of one PackedRows
+constexpr int kGroupMax = 65536;                  // 65536 * 255 * 127 < 2^31
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -92,6 +104,9 @@ PlaneTables make_tables(int window, int planes, const int8_t* entries) {
 
 PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group)
     : tokens_max_(tokens_max), cols_(cols), group_(group) {
+  if (tokens_max < 1 || cols < 1 || group < 1) throw std::invalid_argument("rows, columns and group must be positive");
+  if (tokens_max > kPackedMax / cols) throw std::invalid_argument("too many rows");
+  if (group > kGroupMax) throw std::invalid_argument("a group sums at most 65536 columns in 32 bits");
   if (cols % 4 || group % 4 || cols % group) throw std::invalid_argument("columns must divide into groups of quads");
   const int64_t padded = ceil_div(tokens_max, 8) * 8;
   bytes_.resize(tokens_max * cols);

@@ -20,7 +20,7 @@ namespace lsb {
 namespace {
 
 constexpr int kSlots = 8;
-constexpr int kSpin = 20000;  // about 100 us before a worker sleeps: longer than the gap between two steps
+constexpr int kSpin = 4000;  // tens of microseconds: longer than the gap between two steps
 
 struct Buffer {
   void* data = nullptr;
@@ -116,7 +116,9 @@ void parallel(int64_t items, const std::function<void(int64_t, int)>& body) {
   p.busy.store(p.count - 1);
   p.signal();
   p.drain(0);
-  while (p.busy.load(std::memory_order_acquire) != 0) relax();
+  for (int spins = 0; p.busy.load(std::memory_order_acquire) != 0; ++spins)
+    if (spins < kSpin) relax();
+    else std::this_thread::yield();  // a worker lost its core: let it have this one
 }
 
 void* scratch(int thread, int slot, size_t bytes) {

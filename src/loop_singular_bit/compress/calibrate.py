@@ -46,9 +46,9 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """H of what enters the head."""
+    """H of what enters the head; None where nothing was calibrated."""
 
-    hessian: Floats
+    hessian: Floats | None
 
 
 class _Gram:

@@ -71,13 +71,13 @@ class ArtefactNetwork:
 
     @cached_property
     def embedding(self) -> Weight:
-        return self._weight(self.reader.record("embed"), self._transforms("head"))
+        return self._weight(self.reader.record("embed"), self._transforms("embed."))
 
     @cached_property
     def head(self) -> Weight:
         if self.spec.tied_head:
             return self.embedding
-        return self._weight(self.reader.record("head"), self._transforms("head"))
+        return self._weight(self.reader.record("head"), self._transforms("head."))
 
     def layer(self, index: int) -> LayerWeights:
         """Reads one layer."""
@@ -149,5 +149,5 @@ class StreamedNetwork(ArtefactNetwork):
 def layer_bytes(reader: ContainerReader, layer: int) -> int:
     """Bytes of one layer's extents in memory."""
     prefix = f"layers.{layer}."
-    return sum(e.bytes for r in reader.records if r.name.startswith(prefix) for e in r.extents)
+    return sum(e.size_bytes for r in reader.records if r.name.startswith(prefix) for e in r.extents)
 

@@ -1,0 +1,148 @@
+// The AVX-512 instructions that the kernels use, each as a plain loop (and AVX2 with F16C), so that
+// the AVX-512 source runs on machines without them: proof of its logic, never of its speed or of the
+// compiler's AVX-512 code. Semantics: Intel 64 and IA-32 Architectures Software Developer's Manual,
+// volume 2, the instruction named beside each function, 512-bit form without a mask.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+template <typename T>
+struct Emulated {  // the elements of one 64-byte register, element 0 lowest
+  T at[64 / sizeof(T)];
+
+  template <typename V>
+  explicit Emulated(const V& v) { static_assert(sizeof v == 64, ""); std::memcpy(at, &v, 64); }
+  Emulated() = default;
+  __m512i integers() const { __m512i v; std::memcpy(&v, at, 64); return v; }
+  __m512 floats() const { __m512 v; std::memcpy(&v, at, 64); return v; }
+};
+
+static inline __m512i emulated_load(const void* p) { __m512i v; std::memcpy(&v, p, 64); return v; }
+static inline __m512 emulated_load_ps(const void* p) { __m512 v; std::memcpy(&v, p, 64); return v; }
+static inline void emulated_store(void* p, __m512i v) { std::memcpy(p, &v, 64); }
+static inline void emulated_store_ps(void* p, __m512 v) { std::memcpy(p, &v, 64); }
+
+static inline __m512i emulated_set1_epi32(int32_t x) {  // VPBROADCASTD
+  Emulated<int32_t> out;
+  for (auto& e : out.at) e = x;
+  return out.integers();
+}
+static inline __m512 emulated_set1_ps(float x) { return x - __m512{}; }  // VBROADCASTSS
+static inline __m512i emulated_broadcast_i32x4(__m128i x) {  // VBROADCASTI32X4
+  Emulated<uint8_t> out;
+  for (int i = 0; i < 4; ++i) std::memcpy(out.at + 16 * i, &x, 16);
+  return out.integers();
+}
+
+// VPERMB: the low 6 bits of an index choose the byte.
+static inline __m512i emulated_permutexvar_epi8(__m512i index, __m512i a) {
+  const Emulated<uint8_t> i(index), from(a);
+  Emulated<uint8_t> out;
+  for (int n = 0; n < 64; ++n) out.at[n] = from.at[i.at[n] & 63];
+  return out.integers();
+}
+
+// VPERMI2B: bit 6 of an index chooses the table, bits 0..5 the byte; bit 7 is ignored.
+static inline __m512i emulated_permutex2var_epi8(__m512i a, __m512i index, __m512i b) {
+  const Emulated<uint8_t> i(index), low(a), high(b);
+  Emulated<uint8_t> out;
+  for (int n = 0; n < 64; ++n) out.at[n] = (i.at[n] & 64 ? high : low).at[i.at[n] & 63];
+  return out.integers();
+}
+
+// VPMULTISHIFTQB: eight bits from bit (control & 63) of the same qword, wrapping round within it.
+static inline __m512i emulated_multishift(__m512i control, __m512i a) {
+  const Emulated<uint8_t> c(control);
+  const Emulated<uint64_t> from(a);
+  Emulated<uint8_t> out = {};
+  for (int n = 0; n < 64; ++n)
+    for (int bit = 0; bit < 8; ++bit)
+      out.at[n] |= (uint8_t)((from.at[n / 8] >> ((c.at[n] + bit) & 63) & 1) << bit);
+  return out.integers();
+}
+
+static inline __mmask64 emulated_movepi8_mask(__m512i a) {  // VPMOVB2M: the sign bits
+  const Emulated<uint8_t> from(a);
+  __mmask64 mask = 0;
+  for (int n = 0; n < 64; ++n) mask |= (__mmask64)(from.at[n] >> 7) << n;
+  return mask;
+}
+static inline __mmask16 emulated_movepi32_mask(__m512i a) {  // VPMOVD2M
+  const Emulated<uint32_t> from(a);
+  uint32_t mask = 0;
+  for (int n = 0; n < 16; ++n) mask |= (from.at[n] >> 31) << n;
+  return (__mmask16)mask;
+}
+static inline __m512i emulated_mask_blend_epi8(__mmask64 mask, __m512i a, __m512i b) {  // VPBLENDMB
+  const Emulated<uint8_t> zero(a), one(b);
+  Emulated<uint8_t> out;
+  for (int n = 0; n < 64; ++n) out.at[n] = (mask >> n & 1 ? one : zero).at[n];
+  return out.integers();
+}
+
+static inline __m512i emulated_add_epi8(__m512i a, __m512i b) {  // VPADDB: modulo 2^8
+  const Emulated<uint8_t> x(a), y(b);
+  Emulated<uint8_t> out;
+  for (int n = 0; n < 64; ++n) out.at[n] = (uint8_t)(x.at[n] + y.at[n]);
+  return out.integers();
+}
+static inline __m512i emulated_sub_epi32(__m512i a, __m512i b) {  // VPSUBD: modulo 2^32
+  const Emulated<uint32_t> x(a), y(b);
+  Emulated<uint32_t> out;
+  for (int n = 0; n < 16; ++n) out.at[n] = x.at[n] - y.at[n];
+  return out.integers();
+}
+
+// VPDPBUSD: bytes of `a` unsigned, of `b` signed; the sum wraps at 32 bits, it does not saturate.
+static inline __m512i emulated_dpbusd(__m512i sum, __m512i a, __m512i b) {
+  const Emulated<uint8_t> x(a);
+  const Emulated<int8_t> y(b);
+  Emulated<uint32_t> out(sum);
+  for (int n = 0; n < 64; ++n) out.at[n / 4] += (uint32_t)((int32_t)x.at[n] * (int32_t)y.at[n]);
+  return out.integers();
+}
+
+static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS: rounds to nearest even
+  const Emulated<int32_t> from(a);
+  Emulated<float> out;
+  for (int n = 0; n < 16; ++n) out.at[n] = (float)from.at[n];
+  return out.floats();
+}
+static inline __m512 emulated_mul_ps(__m512 a, __m512 b) { return a * b; }  // VMULPS
+static inline __m512 emulated_add_ps(__m512 a, __m512 b) { return a + b; }  // VADDPS
+static inline __m256 emulated_half_ps(__m512 a, int upper) {                // VEXTRACTF32X8
+  __m256 out;
+  std::memcpy(&out, (const char*)&a + 32 * (upper & 1), 32);
+  return out;
+}
+static inline __m512 emulated_cvtph_ps(__m256i a) {  // VCVTPH2PS, as two 256-bit ones
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)),
+                            _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+  return emulated_load_ps(halves);
+}
+
+#define _mm512_loadu_si512 emulated_load
+#define _mm512_loadu_ps emulated_load_ps
+#define _mm512_storeu_si512 emulated_store
+#define _mm512_storeu_ps emulated_store_ps
+#define _mm512_set1_epi32 emulated_set1_epi32
+#define _mm512_setzero_si512() emulated_set1_epi32(0)
+#define _mm512_set1_ps emulated_set1_ps
+#define _mm512_broadcast_i32x4 emulated_broadcast_i32x4
+#define _mm512_permutexvar_epi8 emulated_permutexvar_epi8
+#define _mm512_permutex2var_epi8 emulated_permutex2var_epi8
+#define _mm512_multishift_epi64_epi8 emulated_multishift
+#define _mm512_movepi8_mask emulated_movepi8_mask
+#define _mm512_movepi32_mask emulated_movepi32_mask
+#define _mm512_mask_blend_epi8 emulated_mask_blend_epi8
+#define _mm512_add_epi8 emulated_add_epi8
+#define _mm512_sub_epi32 emulated_sub_epi32
+#define _mm512_dpbusd_epi32 emulated_dpbusd
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_mul_ps emulated_mul_ps
+#define _mm512_add_ps emulated_add_ps
+#define _mm512_extractf32x8_ps emulated_half_ps
+#define _mm512_castps512_ps256(a) emulated_half_ps(a, 0)
+#define _mm512_cvtph_ps emulated_cvtph_ps

@@ -1,0 +1,249 @@
+"""Spending the storage budget: which codec each matrix gets, and the exact size that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loop_singular_bit.codec.codecs import STORED_BYTES, Codec, Int8, Outlier1, Planes, Raw16, Uniform1
+from loop_singular_bit.codec.planes import ROW_TILE_ROWS, PlaneOptions
+from loop_singular_bit.container.layout import RecordPlan, plan_layout
+from loop_singular_bit.engine.sweep import InputSite
+from loop_singular_bit.errors import BudgetError, UsageError
+from loop_singular_bit.models.spec import (
+    LINEAR_ROLES,
+    ModelSpec,
+    Role,
+    TensorSpec,
+    all_tensors,
+    parameter_count,
+)
+
+SEED_MAX = (1 << 32) - 1
+PLANES_DEFAULT = 4
+PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
+EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
+
+SITE_OF_ROLE = {
+    Role.Q: InputSite.ATTENTION, Role.K: InputSite.ATTENTION, Role.V: InputSite.ATTENTION,
+    Role.O: InputSite.OUTPUT, Role.GATE: InputSite.MLP, Role.UP: InputSite.MLP,
+    Role.DOWN: InputSite.DOWN,
+}  # fmt: skip
+# Who gets one more plane first when a budget leaves room: small and sensitive before large.
+PRIORITY = (Role.V, Role.K, Role.O, Role.DOWN, Role.Q, Role.UP, Role.GATE)
+BASELINES: Mapping[str, Codec] = {
+    "raw": Raw16(), "int8": Int8(), "uniform1": Uniform1(), "outlier1": Outlier1(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """What the user fixed; None is left to the planner.
+
+    codec      "planes" or a baseline for the linear layers
+    planes     loops of every linear matrix
+    embedding  "planes", "int8" or "raw" for embedding and head
+    """
+
+    codec: str = "planes"
+    planes: int | None = None
+    window: int = 7
+    block: int = 4
+    outlier_ratio: float = 0.0
+    embedding: str = "planes"
+
+    def __post_init__(self) -> None:
+        names = ("planes", *BASELINES)
+        if self.codec not in names:
+            raise UsageError(f"--codec {self.codec!r}: must be one of {', '.join(names)}")
+        if self.embedding not in ("planes", "int8", "raw"):
+            raise UsageError(f"--embedding {self.embedding!r}: must be planes, int8 or raw")
+        if self.planes is not None and not 1 <= self.planes <= 8:
+            raise UsageError(f"--planes {self.planes}: must be 1..8")
+        if not 4 <= self.window <= 10:
+            raise UsageError(f"--window {self.window}: must be 4..10")
+        if self.block not in (4, 8, 16, 32, 64):
+            raise UsageError(f"--block {self.block}: must be 4, 8, 16, 32 or 64")
+        if not 0 <= self.outlier_ratio <= 0.5:
+            raise UsageError(f"--outlier-ratio {self.outlier_ratio}: must be between 0 and 0.5")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A codec for each matrix by name, and the bytes the artefact will have.
+
+    size_bytes  weights file plus companion files
+    """
+
+    codecs: Mapping[str, Codec]
+    size_bytes: int
+
+    @property
+    def planes(self) -> dict[int, int]:
+        """How many matrices have how many planes."""
+        counts: dict[int, int] = {}
+        for codec in self.codecs.values():
+            if isinstance(codec, Planes):
+                counts[codec.options.planes] = counts.get(codec.options.planes, 0) + 1
+        return counts
+
+
+def plan(
+    spec: ModelSpec,
+    dtypes: Mapping[str, str],
+    companion_bytes: int,
+    options: CodecOptions,
+    storage_bytes: int | None,
+) -> Plan:
+    """The best plan within `storage_bytes`; without a limit, the fixed or default planes.
+
+    dtypes: stored type of every tensor. Raises BudgetError with the least feasible size.
+    """
+
+    def sized(codecs: Mapping[str, Codec]) -> Plan:
+        return Plan(codecs, artefact_bytes(spec, dtypes, codecs) + companion_bytes)
+
+    if options.codec != "planes" or options.planes is not None or storage_bytes is None:
+        found = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
+        _require(found, storage_bytes, spec)
+        return found
+    least = sized(_uniform(spec, options, 1))
+    _require(least, storage_bytes, spec)
+    best = least
+    for planes in range(2, PLANES_MOST + 1):
+        candidate = sized(_uniform(spec, options, planes))
+        if candidate.size_bytes > storage_bytes:
+            return _promote(spec, dtypes, best, storage_bytes - companion_bytes, companion_bytes)
+        best = candidate
+    return best
+
+
+def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
+    if storage_bytes is not None and found.size_bytes > storage_bytes:
+        bits = 8 * found.size_bytes / parameter_count(spec)
+        raise BudgetError(
+            f"--storage-gb {storage_bytes / 1e9:.3f}: the smallest such artefact needs "
+            f"{found.size_bytes / 1e9:.3f} GB ({bits:.2f} bits per weight)"
+        )
+
+
+def _uniform(spec: ModelSpec, options: CodecOptions, planes: int) -> dict[str, Codec]:
+    linear: Codec = (
+        Planes(PlaneOptions(planes, options.window, options.block), options.outlier_ratio)
+        if options.codec == "planes"
+        else BASELINES[options.codec]
+    )
+    if isinstance(linear, Outlier1) and options.outlier_ratio:
+        linear = replace(linear, outlier_ratio=options.outlier_ratio)
+    top = _top_codec(options, planes)
+    codecs: dict[str, Codec] = {}
+    for tensor in all_tensors(spec):
+        if tensor.role in LINEAR_ROLES:
+            codecs[tensor.name] = linear
+        elif tensor.role in (Role.EMBEDDING, Role.HEAD):
+            codecs[tensor.name] = top
+    return codecs
+
+
+def _top_codec(options: CodecOptions, planes: int) -> Codec:
+    """Codec of the embedding and the head. The naive baselines keep them at 8 bits: a model whose
+    head is one bit says nothing about its layers."""
+    if options.embedding != "planes":
+        return BASELINES[options.embedding]
+    if options.codec != "planes":
+        return BASELINES["raw" if options.codec == "raw" else "int8"]
+    more = min(planes + EMBEDDING_PLANES_MORE, PLANES_MOST)
+    # Rows are read one by one, so their tiles are low; without feedback a block is a whole tile.
+    return Planes(PlaneOptions(more, options.window, 64, ROW_TILE_ROWS))
+
+
+def _promote(
+    spec: ModelSpec, dtypes: Mapping[str, str], base: Plan, weights_bytes: int, companion_bytes: int
+) -> Plan:
+    """One more plane for matrices in order of priority, as long as the file fits."""
+    codecs = dict(base.codecs)
+    size = base.size_bytes - companion_bytes
+    for tensor in _by_priority(spec):
+        codec = codecs[tensor.name]
+        assert isinstance(codec, Planes)
+        more = replace(codec, options=replace(codec.options, planes=codec.options.planes + 1))
+        trial = codecs | {tensor.name: more}
+        trial_bytes = artefact_bytes(spec, dtypes, trial)
+        if trial_bytes <= weights_bytes:
+            codecs, size = trial, trial_bytes
+    return Plan(codecs, size + companion_bytes)
+
+
+def _by_priority(spec: ModelSpec) -> list[TensorSpec]:
+    """Linear matrices by role, then from both ends of the stack inwards."""
+
+    def rank(tensor: TensorSpec) -> tuple[int, int]:
+        assert tensor.layer is not None
+        ends = min(tensor.layer, spec.layers - 1 - tensor.layer)
+        return PRIORITY.index(tensor.role), ends
+
+    return sorted((t for t in all_tensors(spec) if t.role in LINEAR_ROLES), key=rank)
+
+
+def input_name(tensor: TensorSpec) -> str:
+    """Record of the rotation a matrix reads; embedding and head have their own."""
+    if tensor.layer is None:
+        return f"{tensor.name}.in"
+    return f"layers.{tensor.layer}.{SITE_OF_ROLE[tensor.role].value}"
+
+
+def artefact_bytes(
+    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]
+) -> int:
+    """Bytes of the weights file: exact but for outlier indices (see codec/outliers.py)."""
+    return plan_layout(record_plans(spec, dtypes, codecs), {}).file_bytes
+
+
+def record_plans(
+    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]
+) -> list[RecordPlan]:
+    """Records in the order of the file; every layer is a run."""
+    records: list[RecordPlan] = []
+    seen: set[str] = set()
+    layer: int | None = -1
+    for tensor in all_tensors(spec):
+        first = len(records)
+        dtype, codec = dtypes[tensor.name], codecs.get(tensor.name)
+        if codec is None:
+            extents = {"data": tensor.count * STORED_BYTES[dtype]}
+            attributes: dict[str, int | float | str] = {"dtype": dtype, "count": tensor.count}
+            records.append(RecordPlan(tensor.name, "vector", attributes, extents))
+        else:
+            rows, cols = tensor.shape
+            if isinstance(codec, Planes) and (name := input_name(tensor)) not in seen:
+                seen.add(name)
+                attributes = {"cols": cols, "seed": SEED_MAX}
+                records.append(RecordPlan(name, "input", attributes, {"scale": 2 * cols}))
+            attributes = _attributes(codec, tensor, dtype)
+            extents = codec.extent_bytes(rows, cols, dtype)
+            records.append(RecordPlan(tensor.name, codec.name, attributes, extents))
+        if tensor.layer != layer:
+            records[first] = replace(records[first], begins_run=True)
+            layer = tensor.layer
+    return records
+
+
+def _attributes(codec: Codec, tensor: TensorSpec, dtype: str) -> dict[str, int | float | str]:
+    """Attributes as long as the real ones: the index is part of the size."""
+    rows, cols = tensor.shape
+    found: dict[str, int | float | str] = {"rows": rows, "cols": cols}
+    if isinstance(codec, Raw16):
+        found["dtype"] = dtype
+    ratio = codec.outlier_ratio if isinstance(codec, Planes | Outlier1) else 0.0
+    if isinstance(codec, Planes):
+        options = codec.options
+        found |= {
+            "window": options.window, "planes": options.planes, "tile_rows": options.tile_rows,
+            "input": input_name(tensor),
+        }  # fmt: skip
+    if ratio:
+        found |= {
+            "outliers": round(ratio * rows * cols), "outlier_dtype": dtype, "outlier_index": "gaps"
+        }  # fmt: skip
+    return found
+

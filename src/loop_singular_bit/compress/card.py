@@ -1,0 +1,41 @@
+"""The model card: what an artefact is and what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """\
+---
+library_name: loop-singular-bit
+base_model: {model}
+---
+# {name}
+
+{bits_per_weight:.3f} bits per weight, {compression_ratio:.2f}x smaller than 16 bits
+({size_bytes:,} bytes, all that inference needs). Written by `lsb compress`.
+
+| measured on this artefact | |
+|---|---|
+| perplexity | {perplexity:.3f} ± {perplexity_stderr:.3f} (original {perplexity_original:.3f}) |
+| quality loss | {quality_loss:+.2f} % ± {quality_loss_stderr:.2f} |
+| KL divergence, mean / median / 99.9 % | {kl_mean:.4f} / {kl_median:.4f} / {kl_p999:.4f} |
+| same most likely token | {top1} % |
+| evaluation | {eval_tokens} tokens |
+| peak memory of a run | {ram} |
+
+    lsb chat {name}
+
+Every figure, tensor by tensor, is in `report.json`.
+"""
+
+
+def model_card(result: Mapping[str, Any]) -> str:
+    """README.md of an artefact directory."""
+    peak = result["ram_peak_bytes"]
+    return _CARD.format(
+        **result,
+        name=str(result["artefact"]).rstrip("/").rsplit("/", 1)[-1],
+        top1=f"{100 * result['top1_agreement']:.1f}",
+        ram="refused: see report.json" if peak is None else f"{peak / 1e6:.0f} MB",
+    )

@@ -1,0 +1,243 @@
+"""From a model a person has to an artefact, and to the figures measured on that artefact.
+
+source -> plan -> calibration -> encoded layers -> container -> reopen -> evaluate -> report
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from loop_singular_bit import _native
+from loop_singular_bit.budget import Budgets
+from loop_singular_bit.codec.codecs import Codec, Planes
+from loop_singular_bit.codec.numbers import from_pattern
+from loop_singular_bit.codec.planes import EncodeReport
+from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector, pack_weight
+from loop_singular_bit.compress import allocate, calibrate
+from loop_singular_bit.compress.allocate import SITE_OF_ROLE, CodecOptions, Plan, input_name
+from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics, Tokens
+from loop_singular_bit.compress.encode import EncodedInput, Matrix, encode_input
+from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.source import Source
+from loop_singular_bit.container.writer import ContainerWriter
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.sweep import InputSite
+from loop_singular_bit.errors import InputRefusedError, InterruptedRunError, UsageError
+from loop_singular_bit.models.spec import LINEAR_ROLES, Role, TensorSpec, all_tensors, layer_tensors
+
+Floats = npt.NDArray[np.float32]
+# (stage, done, total): "sample", "layer", "evaluate"
+Progress = Callable[[str, int, int], None]
+
+SEQUENCE_TOKENS = 256
+RESIDENT_ORIGINAL_BYTES = 1 << 30  # an original this small is read once and kept while it is used
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """tokens in all; text None: sampled from the model itself."""
+
+    tokens: int = 16384
+    text: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < SEQUENCE_TOKENS:
+            raise UsageError(f"--calibration-tokens {self.tokens}: must be at least {SEQUENCE_TOKENS}")
+
+
+@dataclass
+class Written:
+    """What the encoder reports of a written artefact."""
+
+    plan: Plan
+    reports: dict[str, EncodeReport] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def resident_layers(source: Source) -> int:
+    """All layers of a small original, none of a large one."""
+    params = sum(t.count for t in all_tensors(source.spec))
+    return source.spec.layers if 4 * params <= RESIDENT_ORIGINAL_BYTES else 0
+
+
+def make_plan(source: Source, options: CodecOptions, budgets: Budgets) -> Plan:
+    """The plan for a source and its exact size. Raises BudgetError when storage cannot hold it."""
+    dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
+    companions = sum(len(data) for data in source.companion_files().values())
+    return allocate.plan(source.spec, dtypes, companions, options, budgets.storage_bytes)
+
+
+def calibration_tokens(
+    source: Source, network: OriginalNetwork, options: CalibrationOptions, progress: Progress
+) -> Tokens:
+    """[sequences, length] token ids: from the text given, or sampled from the model."""
+    length = min(SEQUENCE_TOKENS, source.spec.context_max)
+    sequences = max(1, options.tokens // length)
+    files = source.companion_files()
+    if options.text is None:
+        start = _start_id(files)
+        return calibrate.sample_sequences(
+            network, sequences, length, options.seed, start,
+            lambda done, total: progress("sample", done, total),
+        )  # fmt: skip
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+    ids = tokenizer.encode(options.text, add_special_tokens=False).ids
+    if len(ids) < length:
+        raise InputRefusedError(
+            f"--calibration: the text has {len(ids)} tokens, at least {length} are needed"
+        )
+    sequences = min(sequences, len(ids) // length)
+    return np.asarray(ids[: sequences * length], np.int64).reshape(sequences, length)
+
+
+def _start_id(files: Mapping[str, bytes]) -> int:
+    """The token every sampled sequence starts with: beginning of text, else end of text, else 0."""
+    config = json.loads(files["config.json"])
+    for name in ("bos_token_id", "eos_token_id"):
+        found = config.get(name)
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, int):
+            return found
+    return 0
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory that appears at `path` complete or not at all.
+
+    Raises InputRefusedError when `path` exists and is not an empty directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputRefusedError(f"output {path} exists and is not an empty directory: name another")
+    partial = path.with_name(path.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError("stopped; nothing was left behind, run again to start over") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def write_artefact(
+    source: Source,
+    plan: Plan,
+    tokens: Tokens | None,
+    directory: Path,
+    seed: int,
+    progress: Progress = silent,
+) -> Written:
+    """Encodes every tensor and writes weights and companion files into `directory`.
+
+    tokens None: no calibration (enough for the baselines, which use no statistics).
+    """
+    start = time.monotonic()
+    network = OriginalNetwork(source, resident_layers(source))
+    written = Written(plan)
+    with ContainerWriter(directory / WEIGHTS_FILE, {"seed": seed}) as writer:
+        job = _Job(source, plan.codecs, writer, seed, written)
+        job.write_embedding(progress)
+        stream = calibrate.statistics(network, tokens) if tokens is not None else _plain(network)
+        for found in stream:
+            if isinstance(found, LayerStatistics):
+                job.write_layer(found)
+                progress("layer", found.index + 1, source.spec.layers)
+            else:
+                job.write_top(found)
+    for name, data in source.companion_files().items():
+        (directory / name).write_bytes(data)
+    written.seconds = time.monotonic() - start
+    return written
+
+
+def _plain(network: OriginalNetwork) -> Iterator[LayerStatistics | HeadStatistics]:
+    """Layers without statistics."""
+    for index in range(network.spec.layers):
+        yield LayerStatistics(index, network.layer(index), {})
+    yield HeadStatistics(None)
+
+
+@dataclass
+class _Job:
+    source: Source
+    codecs: Mapping[str, Codec]
+    writer: ContainerWriter
+    seed: int
+    written: Written
+
+    def _add(self, name: str, payload: Payload) -> None:
+        self.writer.add(name, payload.kind, payload.attributes, payload.extents)
+
+    def _vector(self, tensor: TensorSpec) -> None:
+        stored = self.source.read(tensor)
+        self._add(tensor.name, pack_vector(stored.data, stored.dtype))
+
+    def _matrix(self, tensor: TensorSpec) -> Matrix:
+        stored = self.source.read(tensor)
+        return Matrix(tensor.name, stored.data, stored.dtype)
+
+    def _encoded(self, encoded: EncodedInput) -> None:
+        if encoded.transform is not None:
+            self._add(encoded.name, pack_transform(encoded.transform))
+        for name, weight in encoded.weights.items():
+            self._add(name, pack_weight(weight, encoded.name))
+        self.written.reports |= encoded.reports
+
+    def write_embedding(self, progress: Progress) -> None:
+        """The embedding: looked up by token, so its rows are encoded without statistics."""
+        self.writer.begin_run()
+        tensor = next(t for t in all_tensors(self.source.spec) if t.role is Role.EMBEDDING)
+        matrices = [self._matrix(tensor)]
+        self._encoded(encode_input(input_name(tensor), matrices, self.codecs, None, self.seed))
+
+    def write_layer(self, found: LayerStatistics) -> None:
+        """One layer in sweep order."""
+        self.writer.begin_run()
+        tensors = layer_tensors(self.source.spec, found.index)
+        done: set[InputSite] = set()
+        for tensor in tensors:
+            if tensor.role not in LINEAR_ROLES:
+                self._vector(tensor)
+                continue
+            site = SITE_OF_ROLE[tensor.role]
+            if site in done:
+                continue
+            done.add(site)
+            group = [t for t in tensors if SITE_OF_ROLE.get(t.role) is site]
+            matrices = [self._matrix(t) for t in group]
+            H = found.hessians.pop(site, None)
+            self._encoded(encode_input(input_name(tensor), matrices, self.codecs, H, self.seed))
+
+    def write_top(self, found: HeadStatistics) -> None:
+        """Final norm, and the head where it is a matrix of its own."""
+        self.writer.begin_run()
+        for tensor in all_tensors(self.source.spec):
+            if tensor.role is Role.FINAL_NORM:
+                self._vector(tensor)
+            elif tensor.role is Role.HEAD:
+                matrices = [self._matrix(tensor)]
+                encoded = encode_input(
+                    input_name(tensor), matrices, self.codecs, found.hessian, self.seed
+                )
+                self._encoded(encoded)
