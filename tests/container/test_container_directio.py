@@ -61,6 +61,19 @@ def test_buffer_lives_as_long_as_its_arrays() -> None:
     assert part.tolist() == [5] * 10
 
 
+@LINUX
+def test_buffer_is_private_memory() -> None:
+    buffer = AlignedBuffer(PAGE_BYTES)
+    address = buffer.array.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, permissions, *_ = line.split()
+        start, stop = (int(bound, 16) for bound in bounds.split("-"))
+        if start <= address < stop:
+            assert permissions == "rw-p"
+            return
+    raise AssertionError(f"{address:#x} is not mapped")
+
+
 def test_buffer_beyond_memory() -> None:
     with pytest.raises(ResourceError, match=f"no memory for a buffer of {2**60} bytes"):
         AlignedBuffer(2**60)
@@ -207,6 +220,9 @@ def test_reads_leave_no_page_in_the_cache(tmp_path: Path) -> None:
         pytest.skip("this file system keeps its pages in memory")
     for backend in _backends(path):
         file = PageFile(path, backend)
+        # A small read first: what the kernel reads ahead of it must not stay either.
+        assert _read(file, 0, 10) == bytes(10)
+        assert _resident_pages(path, size_bytes) == 0, backend
         assert _read(file, 0, size_bytes) == bytes(size_bytes)
         file.close()
         assert _resident_pages(path, size_bytes) == 0, backend

@@ -121,7 +121,7 @@ class PageFile:
             if end >= size_bytes:
                 return
             # A short read resumes at a page, since direct I/O cannot start inside one.
-            resume = page_floor(end) if self._backend is Backend.DIRECT else end
+            resume = page_floor(end)
             if resume == done:
                 raise ResourceError(
                     f"{self._path}: ends at byte {offset + end}, expected {offset + size_bytes}"
