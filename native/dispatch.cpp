@@ -82,6 +82,14 @@ PlaneTables make_tables(int window, int planes, const int8_t* entries) {
     for (int i = 0; i < std::max(size, 128); ++i)
       t.bytes[k][i] = (uint8_t)(t.raw[k][i % size] + (first ? kByteOffset : 0));
   }
+  // A weight of 4 planes is a byte, so their largest entries together must stay within +-127.
+  for (int k = 0, largest = 0; k < planes; ++k) {
+    if (k % kPlanesPerGroup == 0) largest = 0;
+    int top = 0;
+    for (int i = 0; i < size; ++i) top = std::max(top, std::abs((int)t.raw[k][i]));
+    largest += top;
+    if (largest > 127) throw std::invalid_argument("largest entries of planes 1..4 or 5..8 add up to more than 127");
+  }
   // Four at a time, every byte biased to stay within 0..255 so that adding words carries nothing.
   for (int k = 0; k < planes; ++k) {
     const int group = k / kPlanesPerGroup * kPlanesPerGroup;

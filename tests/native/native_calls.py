@@ -1,0 +1,87 @@
+"""The native kernels called on fresh outputs, on every instruction set and number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit import _native
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Int8s = npt.NDArray[np.int8]
+Bytes = npt.NDArray[np.uint8]
+
+THREADS = (1, 2, 3)
+
+
+@contextmanager
+def running(tier: str, threads: int) -> Iterator[None]:
+    before = _native.active_tier(), _native.threads()
+    _native.use_tier(tier)
+    _native.set_threads(threads)
+    try:
+        yield
+    finally:
+        _native.use_tier(before[0])
+        _native.set_threads(before[1])
+
+
+def everywhere(compute: Callable[[], Array]) -> Array:
+    """The result of `compute`, which must have the same bits on every tier and thread count."""
+    results = {}
+    for tier in _native.available_tiers():
+        for threads in THREADS:
+            with running(tier, threads):
+                results[f"{tier} on {threads} threads"] = compute()
+    first, expected = next(iter(results.items()))
+    for setting, result in results.items():
+        assert result.tobytes() == expected.tobytes(), f"{setting} differs from {first}"
+    return expected
+
+
+def floats(rng: np.random.Generator, *shape: int) -> Floats:
+    return rng.standard_normal(shape, np.float32)
+
+
+def random_tables(rng: np.random.Generator, planes: int, window: int) -> Int8s:
+    """Entries [planes, 2^window] whose largest add up to 127 in every group of four planes.
+
+    Entry 0 of a plane is its least, the last one its greatest.
+    """
+    entries = np.zeros((planes, 1 << window), np.int8)
+    for start in range(0, planes, 4):
+        group = entries[start : start + 4]
+        cuts = np.sort(rng.integers(1, 127, len(group) - 1))
+        largest = np.diff(cuts, prepend=0, append=127)
+        for plane, top in zip(group, largest, strict=True):
+            plane[:] = rng.integers(-top, top + 1, plane.size)
+            plane[0], plane[-1] = -top, top
+    return entries
+
+
+def random_streams(
+    rng: np.random.Generator, planes: int, rows: int, cols: int, tile_rows: int
+) -> list[Bytes]:
+    nbytes = _native.stream_bytes(rows, cols, tile_rows)
+    return [rng.integers(0, 256, nbytes, np.uint8) for _ in range(planes)]
+
+
+def decode(
+    streams: list[Bytes], entries: Int8s, rows: int, cols: int, tile_rows: int
+) -> npt.NDArray[np.int16]:
+    out = np.full((rows, cols), 12345, np.int16)
+    tables = _native.PlaneTables(entries)
+    _native.planes_decode(streams, rows, cols, tile_rows, tables, 0, out)
+    return out
+
+
+def bits_to_float(bits: npt.NDArray[np.uint16], kind: str) -> Floats:
+    """float32 of half ("f16") or bfloat16 ("bf16") patterns."""
+    if kind == "f16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loop_singular_bit._native import crc32c
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [  # RFC 3720, appendix B.4, and the check value of the polynomial
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
+def test_published_values(data: bytes, expected: int) -> None:
+    assert crc32c(data) == expected
+
+
+def test_every_split_gives_the_same_crc() -> None:
+    data = np.random.default_rng(0).integers(0, 256, 67, np.uint8).tobytes()
+    whole = crc32c(data)
+    for cut in range(len(data) + 1):
+        assert crc32c(data[cut:], crc32c(data[:cut])) == whole
+
+
+def test_every_bit_flip_shows() -> None:
+    data = bytearray(range(40))
+    seen = {crc32c(data)}
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        seen.add(crc32c(data))
+        data[bit // 8] ^= 1 << bit % 8
+    assert len(seen) == 1 + 8 * len(data)
+
+
+def test_arrays_count_as_their_bytes() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert crc32c(array) == crc32c(array.tobytes())
+    assert crc32c(memoryview(array.tobytes())) == crc32c(array.tobytes())
+
+
+def test_other_arguments_are_refused() -> None:
+    with pytest.raises(TypeError):
+        crc32c("text")  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        crc32c(np.zeros((4, 4))[:, ::2])
+    with pytest.raises(TypeError):
+        crc32c(b"", -1)
