@@ -1,10 +1,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from typing_extensions import Buffer
-
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 _F32 = npt.NDArray[np.float32]
 _I32 = npt.NDArray[np.int32]
@@ -62,7 +61,8 @@ def store_kv(
     keys: _U16, values: _U16, k: _F32, v: _F32, slot: _I32, position: _I32
 ) -> None: ...
 def attend(
-    keys: _U16, values: _U16, q: _F32, heads: int, slot: _I32, position: _I32, window: int, out: _F32
+    keys: _U16, values: _U16, q: _F32, heads: int, slot: _I32, position: _I32, window: int,
+    out: _F32,
 ) -> None: ...
 def swiglu(gate: _F32, up: _F32, out: _F32) -> None: ...
 def gram(x: _F32, h: _F32) -> None: ...

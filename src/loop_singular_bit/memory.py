@@ -31,3 +31,12 @@ def current_rss_bytes() -> int:
     """Resident set now; its peak where the system does not tell."""
     found = _status_bytes("VmRSS")
     return peak_rss_bytes() if found is None else found
+
+
+def total_memory_bytes() -> int | None:
+    """Memory of this machine; None where the system does not tell."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in path.read_text("ascii").splitlines())
+    return int(fields["MemTotal"].split()[0]) * 1024

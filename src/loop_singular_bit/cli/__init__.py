@@ -1,1 +1,66 @@
+"""The `lsb` command: parses, calls, prints. Sub-commands are imported when they are used."""
 
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceError
+
+_COMMANDS = (
+    "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
+)  # fmt: skip
+_MODULES = {"eval": "evaluate"}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        name = _MODULES.get(cmd_name, cmd_name)
+        module = import_module(f"loop_singular_bit.cli.{name}")
+        command: click.Command = getattr(module, name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="loop-singular-bit", prog_name="lsb")
+def cli() -> None:
+    """Compress a language model into one-bit trellis planes and run it inside the memory you have.
+
+    Exit codes: 0 done, 2 usage, 3 a target was missed, 4 input refused, 5 I/O or resources,
+    6 interrupted.
+    """
+
+
+def main() -> None:
+    """Entry point: errors of this package become one line and their exit code."""
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Abort:
+        _fail(InterruptedRunError("stopped"))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except LoopError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(InterruptedRunError("stopped"))
+    except BrokenPipeError:
+        # The reader of a pipe left (`lsb ... | head`): nothing is wrong, and nothing can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (OSError, MemoryError) as error:
+        _fail(ResourceError(f"{type(error).__name__}: {error}"))
+
+
+def _fail(error: LoopError) -> None:
+    click.echo(f"lsb: {' '.join(str(error).split())}", err=True)
+    sys.exit(error.exit_code)

@@ -1,10 +1,10 @@
 """The codecs behind one interface: what turns a tensor into a Weight, and at what size.
 
-    Raw16     the stored numbers as they are
-    Int8      absmax per output channel
-    Uniform1  sign and mean magnitude per output channel
-    Outlier1  the naive scheme: a share of outliers exact, the rest sign and mean magnitude
-    Planes    outliers exact, the rest looped one-bit trellis planes
+Raw16     the stored numbers as they are
+Int8      absmax per output channel
+Uniform1  sign and mean magnitude per output channel
+Outlier1  the naive scheme: a share of outliers exact, the rest sign and mean magnitude
+Planes    outliers exact, the rest looped one-bit trellis planes
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Uniform1:
 
 
 def _sparse_bytes(rows: int, cols: int, ratio: float, dtype: str) -> dict[str, int]:
-    count = round(ratio * rows * cols)
+    count = round(ratio * (rows * cols))  # as outliers.select rounds
     if not count:
         return {}
     return {
@@ -147,8 +147,8 @@ class Outlier1:
         self, stored: Stored, dtype: str, statistics: InputStatistics | None
     ) -> tuple[DenseWeight, EncodeReport]:
         W, kept = _split(stored, dtype, self.outlier_ratio)
-        count = np.maximum((W != 0).sum(axis=1), 1)
-        scale = np.abs(W).sum(axis=1, dtype=np.float64) / count
+        ordinary = W.shape[1] - (kept.counts.astype(np.int64) if kept is not None else 0)
+        scale = np.abs(W).sum(axis=1, dtype=np.float64) / np.maximum(ordinary, 1)
         bits = np.packbits(W >= 0, axis=1, bitorder="little")
         scale = from_bf16(to_bf16(scale.astype(np.float32)))
         weight = DenseWeight(DenseKind.SIGN, W.shape[1], bits, scale, kept)

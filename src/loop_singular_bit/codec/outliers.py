@@ -16,6 +16,7 @@ from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.errors import FormatError, UsageError
 
 SKIP = 255
+COLS_MAX = 65535  # counts, and columns where gaps are longer, are 16-bit
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,15 @@ class Outliers:
         """Column of every outlier, row after row."""
         if self.index.dtype == np.uint16:
             return self.index.astype(np.int64)
-        return _gaps_to_columns(self.index, self.counts)
+        return _gaps_to_columns(self.index.view(np.uint8), self.counts)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Outliers:
+        """Outliers of the given rows of the matrix, in that order."""
+        stop = np.cumsum(self.counts, dtype=np.int64)
+        chosen = [np.arange(stop[row] - self.counts[row], stop[row]) for row in rows]
+        at = np.concatenate([np.zeros(0, np.int64), *chosen])
+        columns = self.columns()[at].astype(np.uint16)
+        return Outliers(self.counts[rows], columns, self.values[at], self.dtype)
 
     def dense(self, cols: int) -> npt.NDArray[np.float32]:
         """S as a float32 matrix [rows, cols]."""
@@ -57,11 +66,10 @@ def _gaps_to_columns(
     entry = index != SKIP
     steps = index.astype(np.int64)
     # Position after an entry is one further: an entry advances gap + 1, a skip advances 255.
-    reach = np.cumsum(steps + entry)[entry] - 1
-    rows = np.repeat(np.arange(len(counts)), counts)
-    first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)[:-1]])
-    before = np.where(first > 0, reach[np.maximum(first - 1, 0)] + 1, 0)
-    return reach - before[rows]
+    after = np.concatenate([[0], np.cumsum(steps + entry)[entry]])
+    stop = np.cumsum(counts, dtype=np.int64)
+    row_start = np.repeat(after[stop - counts], counts)
+    return np.asarray(after[1:] - 1 - row_start, np.int64)
 
 
 def _columns_to_gaps(
@@ -96,27 +104,39 @@ def extract(
     pattern: npt.NDArray[np.uint16] | npt.NDArray[np.float32],
     dtype: str,
 ) -> Outliers:
-    """The masked weights of a matrix given as stored."""
+    """The masked weights of a matrix given as stored. Raises UsageError when it is too wide."""
+    if mask.shape[1] > COLS_MAX:
+        raise UsageError(
+            f"a matrix of {mask.shape[1]} columns cannot keep outliers, the most is {COLS_MAX}: "
+            "set the outlier ratio to 0"
+        )
     rows, cols = np.nonzero(mask)
     counts = np.bincount(rows, minlength=len(mask)).astype(np.uint16)
     gaps = _columns_to_gaps(rows, cols)
-    index = gaps if len(gaps) <= 2 * len(cols) or mask.shape[1] > 65536 else cols.astype(np.uint16)
-    return Outliers(counts, index, np.ascontiguousarray(pattern[mask]), dtype)
+    index = gaps if len(gaps) <= 2 * len(cols) else cols.astype(np.uint16)
+    return Outliers(counts, index, pattern[mask], dtype)
 
 
 def index_bytes_expected(rows: int, cols: int, count: int) -> int:
-    """Bytes of the index when outliers fall evenly: gaps with their skips, or 16-bit columns."""
-    share = count / (rows * cols)
-    tail = (1 - share) ** SKIP  # chance that a gap reaches another 255
-    gaps = round(count * (1 + tail / (1 - tail)))
-    return min(gaps, 2 * count) if cols <= 65536 else gaps
+    """Bytes of the index when outliers fall evenly: gaps with their skips, or 16-bit columns.
+
+    An outlier has a k-th skip when the 255 k columns before it exist and hold none.
+    """
+    reach = np.arange(SKIP, cols, SKIP)
+    skips = ((1 - reach / cols) * (1 - count / (rows * cols)) ** reach).sum()
+    return min(round(count * (1 + float(skips))), 2 * count)
 
 
 def validate(outliers: Outliers, rows: int, cols: int) -> None:
     """Raises FormatError unless every index lies inside a rows x cols matrix, ascending per row."""
+    if cols > COLS_MAX or len(outliers.counts) != rows:
+        raise FormatError(
+            f"outliers: {len(outliers.counts)} counts for {rows} rows of {cols} columns, "
+            f"at most {COLS_MAX}"
+        )
     total = int(outliers.counts.astype(np.int64).sum())
-    if len(outliers.counts) != rows or total != outliers.count:
-        raise FormatError(f"outliers: {outliers.count} values for row counts that add up to {total}")
+    if total != outliers.count:
+        raise FormatError(f"outliers: {outliers.count} values, row counts add up to {total}")
     if outliers.index.dtype == np.uint8:
         entries = int((outliers.index != SKIP).sum())
         if entries != total or (len(outliers.index) and outliers.index[-1] == SKIP):

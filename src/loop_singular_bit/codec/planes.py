@@ -38,7 +38,11 @@ class PlaneOptions:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """relative_error: ||W - W'||^2 / ||W||^2; proxy_loss: tr(E H E^T) / tr(W H W^T), H damped."""
+    """relative_error: ||E||^2 / ||W||^2; proxy_loss: tr(E H E^T) / tr(W H W^T), H damped.
+
+    Planes: W is what the planes see (outliers zero, rotated and scaled) and H is in that basis, the
+    identity if none is given. Baselines: W is the stored matrix and H the identity.
+    """
 
     relative_error: float
     proxy_loss: float
@@ -69,8 +73,9 @@ def encode(
         rotated / unit[:, None], panels, native, options.tile_rows, options.block, streams, decoded
     )
     row_scale, report = _refit(rotated, decoded, unit, H)
+    window, tile_rows = options.window, options.tile_rows
     weight = PlanesWeight(
-        rows, cols, options.window, options.tile_rows, tuple(streams), row_scale, transform, outliers
+        rows, cols, window, tile_rows, tuple(streams), row_scale, transform, outliers
     )
     return weight, report
 
@@ -99,7 +104,7 @@ def _refit(
         _native.dense_matmul(0, H, None, W, HW)
 
     def dot(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
-        return np.einsum("rc,rc->r", a, b, dtype=np.float64)
+        return np.asarray(np.einsum("rc,rc->r", a, b, dtype=np.float64))
 
     wq, qq, ww = dot(W, HQ), dot(Q, HQ), dot(W, HW)
     best = np.where(qq > 0, wq / np.where(qq > 0, qq, 1), unit)

@@ -117,9 +117,7 @@ class _Fields:
             raise self.refuse(f"{name} is {value!r}, expected {' or '.join(allowed) or 'a name'}")
         return value
 
-    def array(
-        self, name: str, dtype: npt.DTypeLike, *shape: int
-    ) -> npt.NDArray[np.generic]:
+    def array(self, name: str, dtype: npt.DTypeLike, *shape: int) -> npt.NDArray[np.generic]:
         """The extent as an array of `dtype`; a shape of -1 takes what is there."""
         raw = self._read(name)
         size = np.dtype(dtype).itemsize
@@ -135,8 +133,8 @@ class _Fields:
             raise self.refuse(f"extent {name!r} holds a scale that is negative or not finite")
         return values
 
-    def has(self, name: str) -> bool:
-        return name in self._attributes
+    def has_outliers(self) -> bool:
+        return any(name.startswith("outlier") for name in self._attributes)
 
 
 _SIZE_MAX = 1 << 31
@@ -208,7 +206,7 @@ def _unpack_planes(
     streams = tuple(
         fields.array(f"plane{k + 1}", np.uint8, nbytes).view(np.uint8) for k in range(planes)
     )
-    outliers = _unpack_outliers(fields, rows, cols) if fields.has("outliers") else None
+    outliers = _unpack_outliers(fields, rows, cols) if fields.has_outliers() else None
     scale = fields.scale("scale", rows)
     return PlanesWeight(rows, cols, window, tile_rows, streams, scale, transform, outliers)
 

@@ -105,7 +105,7 @@ def rotate(x: Floats, scale: Floats, block: int, mix: Floats | None) -> Floats:
     )
     if mix is not None:
         blocks = np.einsum("ab,tbi->tai", mix.astype(np.float64), blocks)
-    return blocks.reshape(len(x), cols).astype(np.float32)
+    return np.asarray(blocks.reshape(len(x), cols), np.float32)
 
 
 def quantize_rows(x: Floats, group: int) -> tuple[Int8s, Floats]:
@@ -119,13 +119,16 @@ def quantize_rows(x: Floats, group: int) -> tuple[Int8s, Floats]:
     return q.reshape(x.shape), (top / np.float32(127)).astype(np.float32)
 
 
-def planes_matmul(weight: npt.NDArray[np.int16], row_scale: Floats, q: Int8s, scale: Floats) -> Floats:
+def planes_matmul(
+    weight: npt.NDArray[np.int16], row_scale: Floats, q: Int8s, scale: Floats
+) -> Floats:
     """y [T, rows] = (q * scale) (row_scale * weight)^T with exact integer sums per group."""
     tokens, groups = scale.shape
     parts = q.reshape(tokens, groups, -1).astype(np.int64)
     columns = weight.reshape(len(weight), groups, -1).astype(np.int64)
     sums = np.einsum("tgi,rgi->tgr", parts, columns).astype(np.float64)
-    return (np.einsum("tgr,tg->tr", sums, scale.astype(np.float64)) * row_scale).astype(np.float32)
+    y = np.einsum("tgr,tg->tr", sums, scale.astype(np.float64)) * row_scale
+    return np.asarray(y, np.float32)
 
 
 def feedback_factor(H: Floats, block: int) -> npt.NDArray[np.float64]:
@@ -144,7 +147,11 @@ def feedback_factor(H: Floats, block: int) -> npt.NDArray[np.float64]:
 
 
 def encode_with_feedback(
-    target: Floats, factor: npt.NDArray[np.float64] | None, tables: Int8s, tile_rows: int, block: int
+    target: Floats,
+    factor: npt.NDArray[np.float64] | None,
+    tables: Int8s,
+    tile_rows: int,
+    block: int,
 ) -> npt.NDArray[np.int16]:
     """Integer weights [rows, cols] of the whole encoder, one column block and one plane at a time.
 

@@ -32,13 +32,17 @@ def cosine_matrix(size: int) -> Floats:
     k, n = np.mgrid[:size, :size]
     matrix = np.cos(np.pi * (n + 0.5) * k / size) * np.sqrt(2 / size)
     matrix[0] /= np.sqrt(2)
-    return matrix.astype(np.float32)
+    return np.asarray(matrix, np.float32)
 
 
 def random_signs(cols: int, seed: int) -> Floats:
-    """[cols] of +1 and -1, the same on every machine (Philox, keyed by seed and width)."""
-    bits = np.random.Generator(np.random.Philox(key=[seed, cols])).integers(0, 2, cols)
-    return (2 * bits - 1).astype(np.float32)
+    """[cols] of +1 and -1: bits 31 and 63 of each word of Philox 4x64-10 keyed by seed and width.
+
+    Raw words, because numpy promises their stream for ever and that of its distributions not.
+    """
+    words = np.random.Philox(key=[seed, cols]).random_raw((cols + 1) // 2)
+    bits = np.stack([words >> np.uint64(31) & np.uint64(1), words >> np.uint64(63)], axis=1)
+    return 2 * bits.reshape(-1)[:cols].astype(np.float32) - 1
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A matrix in one of its encodings, able to multiply.
 
-    DenseWeight    raw16 / raw32 / int8 / sign: one number for each weight, no rotation
-    PlanesWeight   outliers plus looped one-bit trellis planes on rotated inputs
+DenseWeight    raw16 / raw32 / int8 / sign: one number for each weight, no rotation
+PlanesWeight   outliers plus looped one-bit trellis planes on rotated inputs
 """
 
 from __future__ import annotations
@@ -98,11 +98,10 @@ class DenseWeight:
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Floats:
         """float32 [len(rows), cols] of the given rows."""
-        if self.outliers is not None:
-            return self.dense()[rows]
         part = DenseWeight(
-            self.kind, self.cols, np.ascontiguousarray(self.data[rows]),
-            None if self.scale is None else np.ascontiguousarray(self.scale[rows]),
+            self.kind, self.cols, self.data[rows],
+            None if self.scale is None else self.scale[rows],
+            None if self.outliers is None else self.outliers.take(rows),
         )  # fmt: skip
         return part.dense()
 
@@ -170,7 +169,7 @@ class PlanesWeight:
         Q = np.concatenate([self.integers(int(r), int(r) + 1) for r in rows]).astype(np.float32)
         W = self.transform.restore_weights(Q * self.row_scale[rows, None])
         if self.outliers is not None:
-            W += self.outliers.dense(self.cols)[rows]
+            W += self.outliers.take(rows).dense(self.cols)
         return W
 
     def dense(self) -> Floats:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from loop_singular_bit.codec.codecs import STORED_BYTES, Codec, Int8, Outlier1, Planes, Raw16, Uniform1
+from loop_singular_bit.codec.codecs import (
+    STORED_BYTES,
+    Codec,
+    Int8,
+    Outlier1,
+    Planes,
+    Raw16,
+    Uniform1,
+)
 from loop_singular_bit.codec.planes import ROW_TILE_ROWS, PlaneOptions
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import InputSite
@@ -192,9 +200,7 @@ def input_name(tensor: TensorSpec) -> str:
     return f"layers.{tensor.layer}.{SITE_OF_ROLE[tensor.role].value}"
 
 
-def artefact_bytes(
-    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]
-) -> int:
+def artefact_bytes(spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]) -> int:
     """Bytes of the weights file: exact but for outlier indices (see codec/outliers.py)."""
     return plan_layout(record_plans(spec, dtypes, codecs), {}).file_bytes
 
@@ -246,4 +252,3 @@ def _attributes(codec: Codec, tensor: TensorSpec, dtype: str) -> dict[str, int |
             "outliers": round(ratio * rows * cols), "outlier_dtype": dtype, "outlier_index": "gaps"
         }  # fmt: skip
     return found
-

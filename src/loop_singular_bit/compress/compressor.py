@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
-from loop_singular_bit.compress.allocate import CodecOptions, Plan
+from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.card import model_card
-from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
     Progress,
@@ -24,9 +25,8 @@ from loop_singular_bit.compress.pipeline import (
     calibration_tokens,
     make_plan,
     new_directory,
-    resident_layers,
     silent,
-    write_artefact,
+    write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.artefact import ResidentNetwork
@@ -41,6 +41,7 @@ from loop_singular_bit.models.spec import ModelSpec, parameter_count
 
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
+SIZE_TOLERANCE = 0.005  # of the plan: only the index of outliers is not known beforehand
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class LoopCompressor:
     def compress_model(
         self, model: str | Path, output_dir: str | Path | None = None
     ) -> CompressionResult:
-        """Compresses a directory, GGUF file or hub id into `output_dir` (default: beside it, in the
-        working directory, named after the model with "-lsb").
+        """Compresses a directory, GGUF file or hub id into `output_dir` (default: in the working
+        directory, named after the model with "-lsb").
 
         Raises BudgetError when the storage budget cannot hold the model, before any long work;
         a missed quality or RAM target does not raise: see `all_targets_achieved`.
@@ -132,97 +133,109 @@ class LoopCompressor:
         plan = make_plan(source, self._options, self.budgets)
         directory = Path(output_dir) if output_dir else Path(f"{source.path.stem}-lsb")
         with new_directory(directory) as partial:
-            written = self._write(source, plan, partial)
-            quality = self._evaluate(source, partial)
-            figures = self._run(partial)
-            seconds = time.monotonic() - started
-            result = self._result(directory, partial, source, written, quality, figures, seconds)
-            (partial / CARD_FILE).write_text(model_card(result), "utf-8")
+            tokens = None
+            if self._options.codec == "planes":
+                network = OriginalNetwork(source, resident_layers(source))
+                tokens = calibration_tokens(source, network, self.calibration, self.progress)
+            written = write_artefacts(
+                source, [(plan, partial)], tokens, self.calibration.seed, self.progress
+            )
+            quality = evaluate_written(source, written, self.evaluation, self.progress)
+            figures = _probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
+            measured = Measured(written[0], quality[0], figures, time.monotonic() - started)
+            return self.report(source, measured, directory)
+
+    def report(self, source: Source, measured: Measured, directory: Path) -> CompressionResult:
+        """What `compress --json` prints; also written as report.json and the model card."""
+        values = _facts(source, measured, directory)
+        targets = self._targets(measured)
+        values["outlier_ratio"] = self._options.outlier_ratio
+        values["targets"] = {name: asdict(target) for name, target in targets.items()}
+        values["all_targets_achieved"] = all(target.met for target in targets.values())
+        tensors = {name: asdict(report) for name, report in measured.written.reports.items()}
+        result = CompressionResult(values)
+        folder = measured.written.directory
+        (folder / REPORT_FILE).write_text(
+            json.dumps(values | {"tensors": tensors}, indent=1), "utf-8"
+        )
+        (folder / CARD_FILE).write_text(model_card(result), "utf-8")
         return result
 
-    def _write(self, source: Source, plan: Plan, directory: Path) -> Written:
-        tokens = None
-        if self._options.codec == "planes":
-            network = OriginalNetwork(source, resident_layers(source))
-            tokens = calibration_tokens(source, network, self.calibration, self.progress)
-        return write_artefact(source, plan, tokens, directory, self.calibration.seed, self.progress)
-
-    def _evaluate(self, source: Source, directory: Path) -> Quality:
-        """The written file against the original, through the same engine."""
-        network = ResidentNetwork(directory)
-        try:
-            original = OriginalNetwork(source, resident_layers(source))
-            text = Text.open(directory)
-            tokens = evaluation_windows(text, self.evaluation, source.spec)
-            return compare(
-                network, original, tokens, lambda done, total: self.progress("evaluate", done, total)
-            )
-        finally:
-            network.close()
-
-    def _run(self, directory: Path) -> RunFigures | BudgetError:
-        request = RunRequest(str(directory), self.budgets.ram_bytes, None, self.threads)
-        try:
-            return probe_run(request)
-        except BudgetError as error:
-            return error
-
-    def _result(
-        self,
-        directory: Path,
-        written_to: Path,
-        source: Source,
-        written: Written,
-        quality: Quality,
-        figures: RunFigures | BudgetError,
-        seconds: float,
-    ) -> CompressionResult:
-        size, parameters = artefact_size_bytes(written_to), parameter_count(source.spec)
-        if written.plan.size_bytes and abs(size / written.plan.size_bytes - 1) > 0.005:
-            raise FormatError(f"the artefact has {size} bytes, planned were {written.plan.size_bytes}")
-        run = None if isinstance(figures, BudgetError) else figures
-        targets = self._targets(size, quality, run)
-        values: dict[str, Any] = {
-            "artefact": str(directory),
-            "model": str(source.path),
-            "size_bytes": size,
-            "size_bytes_planned": written.plan.size_bytes,
-            "original_bytes_16bit": 2 * parameters,
-            "parameters": parameters,
-            "bits_per_weight": 8 * size / parameters,
-            "compression_ratio": 2 * parameters / size,
-            **{k: v for k, v in asdict(quality).items() if k != "tokens"},
-            "eval_tokens": quality.tokens,
-            "ram_peak_bytes": run.ram_peak_bytes if run else None,
-            "run": asdict(run) if run else {"refused": str(figures)},
-            "seconds": seconds,
-            "compress_ram_peak_bytes": peak_rss_bytes(),
-            "planes": {str(k): v for k, v in sorted(written.plan.planes.items())},
-            "outlier_ratio": self._options.outlier_ratio,
-            "targets": {name: asdict(target) for name, target in targets.items()},
-            "all_targets_achieved": all(target.met for target in targets.values()),
-        }
-        tensors = {name: asdict(report) for name, report in written.reports.items()}
-        report = values | {"tensors": tensors}
-        (written_to / REPORT_FILE).write_text(json.dumps(report, indent=1), "utf-8")
-        return CompressionResult(values)
-
-    def _targets(
-        self, size_bytes: int, quality: Quality, run: RunFigures | None
-    ) -> dict[str, Target]:
+    def _targets(self, measured: Measured) -> dict[str, Target]:
         """Every budget asked for, in its own unit."""
         found: dict[str, Target] = {}
-        if self.budgets.storage_gb is not None:
-            size_gb = size_bytes / GIGABYTE
-            found["storage"] = Target(self.budgets.storage_gb, size_gb, size_gb <= self.budgets.storage_gb)
-        if self.budgets.ram_mb is not None:
-            ram_mb = run.ram_peak_bytes / MEGABYTE if run else None
-            met = ram_mb is not None and ram_mb <= self.budgets.ram_mb
-            found["ram"] = Target(self.budgets.ram_mb, ram_mb, met)
-        if self.budgets.loss_percent is not None:
-            met = quality.quality_loss <= self.budgets.loss_percent
-            found["quality"] = Target(self.budgets.loss_percent, quality.quality_loss, met)
+        if (limit := self.budgets.storage_gb) is not None:
+            size_gb = measured.size_bytes / GIGABYTE
+            found["storage"] = Target(limit, size_gb, size_gb <= limit)
+        if (limit := self.budgets.ram_mb) is not None:
+            run = measured.run
+            ram_mb = None if isinstance(run, BudgetError) else run.ram_peak_bytes / MEGABYTE
+            found["ram"] = Target(limit, ram_mb, ram_mb is not None and ram_mb <= limit)
+        if (limit := self.budgets.loss_percent) is not None:
+            loss = measured.quality.quality_loss
+            found["quality"] = Target(limit, loss, loss <= limit)
         return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One artefact and everything measured on it; run: figures, or why it was refused."""
+
+    written: Written
+    quality: Quality
+    run: RunFigures | BudgetError
+    seconds: float
+
+    @property
+    def size_bytes(self) -> int:
+        return artefact_size_bytes(self.written.directory)
+
+
+def _probed(request: RunRequest) -> RunFigures | BudgetError:
+    try:
+        return probe_run(request)
+    except BudgetError as error:
+        return error
+
+
+def evaluate_written(
+    source: Source, written: Sequence[Written], options: EvaluationOptions, progress: Progress
+) -> list[Quality]:
+    """Written artefacts, read back, against the original through the same engine."""
+    original = OriginalNetwork(source, resident_layers(source))
+    tokens = evaluation_windows(Text.open(written[0].directory), options, source.spec)
+    with ExitStack() as stack:
+        networks = [stack.enter_context(closing(ResidentNetwork(w.directory))) for w in written]
+        return compare(
+            networks, original, tokens, lambda done, total: progress("evaluate", done, total)
+        )
+
+
+def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any]:
+    size, planned = measured.size_bytes, measured.written.plan.size_bytes
+    if abs(size / planned - 1) > SIZE_TOLERANCE:
+        raise FormatError(f"the artefact has {size} bytes, planned were {planned}")
+    parameters = parameter_count(source.spec)
+    run = measured.run
+    quality = asdict(measured.quality)
+    return {
+        "artefact": str(directory),
+        "model": str(source.path),
+        "size_bytes": size,
+        "size_bytes_planned": planned,
+        "original_bytes_16bit": 2 * parameters,
+        "parameters": parameters,
+        "bits_per_weight": 8 * size / parameters,
+        "compression_ratio": 2 * parameters / size,
+        "mean_absolute_error": measured.written.mean_absolute_error(source.spec),
+        "eval_tokens": quality.pop("tokens"),
+        **quality,
+        "ram_peak_bytes": None if isinstance(run, BudgetError) else run.ram_peak_bytes,
+        "run": {"refused": str(run)} if isinstance(run, BudgetError) else asdict(run),
+        "seconds": measured.seconds,
+        "compress_ram_peak_bytes": peak_rss_bytes(),
+        "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},
+    }
 
 
 def evaluation_windows(

@@ -34,12 +34,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class EncodedInput:
-    """Matrices that share an input: their weights, and its rotation where one is used."""
+    """Matrices that share an input: their weights, and its rotation where one is used.
+
+    absolute_errors: sum of |W - W'| of each matrix, in the original basis
+    """
 
     name: str
     transform: InputTransform | None
     weights: dict[str, Weight]
     reports: dict[str, EncodeReport]
+    absolute_errors: dict[str, float]
 
 
 def encode_input(
@@ -50,11 +54,16 @@ def encode_input(
     statistics = _input_statistics(name, rotated, H, seed) if rotated else None
     weights: dict[str, Weight] = {}
     reports: dict[str, EncodeReport] = {}
+    errors: dict[str, float] = {}
     for matrix in matrices:
-        weights[matrix.name], reports[matrix.name] = codecs[matrix.name].encode(
+        weight, reports[matrix.name] = codecs[matrix.name].encode(
             matrix.data, matrix.dtype, statistics
         )
-    return EncodedInput(name, statistics.transform if statistics else None, weights, reports)
+        weights[matrix.name] = weight
+        lost = weight.dense() - from_pattern(matrix.data, matrix.dtype)
+        errors[matrix.name] = float(np.abs(lost).sum(dtype=np.float64))
+    transform = statistics.transform if statistics else None
+    return EncodedInput(name, transform, weights, reports, errors)
 
 
 def _input_statistics(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.weights import DenseWeight, Weight
-from loop_singular_bit.compress.source import Source, SourceTensor
+from loop_singular_bit.compress.source import Source, SourceTensor, open_source
 from loop_singular_bit.engine.network import LayerWeights
+from loop_singular_bit.engine.text import Text
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
     ModelSpec,
@@ -21,6 +26,8 @@ from loop_singular_bit.models.spec import (
 )
 
 Floats = npt.NDArray[np.float32]
+
+RESIDENT_BYTES = 1 << 30  # an original this small is read once and kept while it is used
 
 
 def raw_weight(tensor: SourceTensor) -> DenseWeight:
@@ -72,3 +79,19 @@ class OriginalNetwork:
     def _vector(self, tensor: TensorSpec) -> Floats:
         stored = self._source.read(tensor)
         return from_pattern(stored.data, stored.dtype)
+
+
+def resident_layers(source: Source) -> int:
+    """All layers of a small original, none of a large one."""
+    parameters = sum(t.count for t in all_tensors(source.spec))
+    return source.spec.layers if 4 * parameters <= RESIDENT_BYTES else 0
+
+
+@contextmanager
+def open_original(model: str) -> Iterator[tuple[OriginalNetwork, Text]]:
+    """An original and its text; its tokenizer files are laid out for the time it is open."""
+    source = open_source(model)
+    with TemporaryDirectory(prefix="lsb-") as folder:
+        for name, data in source.companion_files().items():
+            (Path(folder) / name).write_bytes(data)
+        yield OriginalNetwork(source, resident_layers(source)), Text.open(Path(folder))

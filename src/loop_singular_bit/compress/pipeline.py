@@ -7,40 +7,43 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from loop_singular_bit import _native
 from loop_singular_bit.budget import Budgets
-from loop_singular_bit.codec.codecs import Codec, Planes
-from loop_singular_bit.codec.numbers import from_pattern
+from loop_singular_bit.codec.codecs import Codec
 from loop_singular_bit.codec.planes import EncodeReport
 from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector, pack_weight
 from loop_singular_bit.compress import allocate, calibrate
 from loop_singular_bit.compress.allocate import SITE_OF_ROLE, CodecOptions, Plan, input_name
 from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics, Tokens
 from loop_singular_bit.compress.encode import EncodedInput, Matrix, encode_input
-from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container.writer import ContainerWriter
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.sweep import InputSite
 from loop_singular_bit.errors import InputRefusedError, InterruptedRunError, UsageError
-from loop_singular_bit.models.spec import LINEAR_ROLES, Role, TensorSpec, all_tensors, layer_tensors
+from loop_singular_bit.models.spec import (
+    LINEAR_ROLES,
+    ModelSpec,
+    Role,
+    TensorSpec,
+    all_tensors,
+    layer_tensors,
+)
 
 Floats = npt.NDArray[np.float32]
-# (stage, done, total): "sample", "layer", "evaluate"
+# (stage, done, total); stages: "fetch", "sample", "layer", "evaluate"
 Progress = Callable[[str, int, int], None]
 
 SEQUENCE_TOKENS = 256
-RESIDENT_ORIGINAL_BYTES = 1 << 30  # an original this small is read once and kept while it is used
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -57,22 +60,28 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         if self.tokens < SEQUENCE_TOKENS:
-            raise UsageError(f"--calibration-tokens {self.tokens}: must be at least {SEQUENCE_TOKENS}")
+            raise UsageError(
+                f"--calibration-tokens {self.tokens}: must be at least {SEQUENCE_TOKENS}"
+            )
 
 
 @dataclass
 class Written:
-    """What the encoder reports of a written artefact."""
+    """What the encoder reports of a written artefact.
+
+    absolute_errors: sum of |W - W'| of each matrix
+    """
 
     plan: Plan
+    directory: Path
     reports: dict[str, EncodeReport] = field(default_factory=dict)
-    seconds: float = 0.0
+    absolute_errors: dict[str, float] = field(default_factory=dict)
 
-
-def resident_layers(source: Source) -> int:
-    """All layers of a small original, none of a large one."""
-    params = sum(t.count for t in all_tensors(source.spec))
-    return source.spec.layers if 4 * params <= RESIDENT_ORIGINAL_BYTES else 0
+    def mean_absolute_error(self, spec: ModelSpec) -> float:
+        """Mean |W - W'| over all matrices, embedding and head included."""
+        counts = {t.name: t.count for t in all_tensors(spec)}
+        total = sum(counts[name] for name in self.absolute_errors)
+        return sum(self.absolute_errors.values()) / total
 
 
 def make_plan(source: Source, options: CodecOptions, budgets: Budgets) -> Plan:
@@ -134,41 +143,47 @@ def new_directory(path: Path) -> Iterator[Path]:
             path.rmdir()
         partial.rename(path)
     except KeyboardInterrupt as error:
-        raise InterruptedRunError("stopped; nothing was left behind, run again to start over") from error
+        raise InterruptedRunError(
+            "stopped; nothing was left behind, run again to start over"
+        ) from error
     finally:
         if partial.exists():
             shutil.rmtree(partial)
 
 
-def write_artefact(
+def write_artefacts(
     source: Source,
-    plan: Plan,
+    plans: Sequence[tuple[Plan, Path]],
     tokens: Tokens | None,
-    directory: Path,
     seed: int,
     progress: Progress = silent,
-) -> Written:
-    """Encodes every tensor and writes weights and companion files into `directory`.
+) -> list[Written]:
+    """Encodes every tensor and writes weights and companion files, for each (plan, directory).
 
-    tokens None: no calibration (enough for the baselines, which use no statistics).
+    All plans share one pass over the calibration tokens. tokens None: no calibration (enough for
+    the baselines, which use no statistics).
     """
-    start = time.monotonic()
     network = OriginalNetwork(source, resident_layers(source))
-    written = Written(plan)
-    with ContainerWriter(directory / WEIGHTS_FILE, {"seed": seed}) as writer:
-        job = _Job(source, plan.codecs, writer, seed, written)
-        job.write_embedding(progress)
+    results = [Written(plan, directory) for plan, directory in plans]
+    with ExitStack() as stack:
+        jobs = [_Job(source, stack.enter_context(_writer(w, seed)), seed, w) for w in results]
+        for job in jobs:
+            job.write_embedding()
         stream = calibrate.statistics(network, tokens) if tokens is not None else _plain(network)
         for found in stream:
+            for job in jobs:
+                job.write(found)
             if isinstance(found, LayerStatistics):
-                job.write_layer(found)
                 progress("layer", found.index + 1, source.spec.layers)
-            else:
-                job.write_top(found)
-    for name, data in source.companion_files().items():
-        (directory / name).write_bytes(data)
-    written.seconds = time.monotonic() - start
-    return written
+    for written in results:
+        for name, data in source.companion_files().items():
+            (written.directory / name).write_bytes(data)
+    return results
+
+
+def _writer(written: Written, seed: int) -> ContainerWriter:
+    path = written.directory / WEIGHTS_FILE
+    return ContainerWriter(path, {"seed": seed}, expected_bytes=written.plan.size_bytes)
 
 
 def _plain(network: OriginalNetwork) -> Iterator[LayerStatistics | HeadStatistics]:
@@ -180,11 +195,23 @@ def _plain(network: OriginalNetwork) -> Iterator[LayerStatistics | HeadStatistic
 
 @dataclass
 class _Job:
+    """One artefact being written."""
+
     source: Source
-    codecs: Mapping[str, Codec]
     writer: ContainerWriter
     seed: int
     written: Written
+
+    @property
+    def codecs(self) -> Mapping[str, Codec]:
+        return self.written.plan.codecs
+
+    def write(self, found: LayerStatistics | HeadStatistics) -> None:
+        """The next part of the network."""
+        if isinstance(found, LayerStatistics):
+            self.write_layer(found)
+        else:
+            self.write_top(found)
 
     def _add(self, name: str, payload: Payload) -> None:
         self.writer.add(name, payload.kind, payload.attributes, payload.extents)
@@ -203,8 +230,9 @@ class _Job:
         for name, weight in encoded.weights.items():
             self._add(name, pack_weight(weight, encoded.name))
         self.written.reports |= encoded.reports
+        self.written.absolute_errors |= encoded.absolute_errors
 
-    def write_embedding(self, progress: Progress) -> None:
+    def write_embedding(self) -> None:
         """The embedding: looked up by token, so its rows are encoded without statistics."""
         self.writer.begin_run()
         tensor = next(t for t in all_tensors(self.source.spec) if t.role is Role.EMBEDDING)
@@ -226,7 +254,7 @@ class _Job:
             done.add(site)
             group = [t for t in tensors if SITE_OF_ROLE.get(t.role) is site]
             matrices = [self._matrix(t) for t in group]
-            H = found.hessians.pop(site, None)
+            H = found.hessians.get(site)
             self._encoded(encode_input(input_name(tensor), matrices, self.codecs, H, self.seed))
 
     def write_top(self, found: HeadStatistics) -> None:

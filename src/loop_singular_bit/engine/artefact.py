@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,10 @@ class ArtefactNetwork:
             return self.embedding
         return self._weight(self.reader.record("head"), self._transforms("head."))
 
+    def read_top(self) -> None:
+        """Reads embedding, head and final norm now rather than on the first token."""
+        self.embedding, self.head, self.final_norm  # noqa: B018
+
     def layer(self, index: int) -> LayerWeights:
         """Reads one layer."""
         prefix = f"layers.{index}."
@@ -94,7 +98,9 @@ class ArtefactNetwork:
     def _transforms(self, prefix: str) -> dict[str, InputTransform]:
         return {
             record.name: unpack_transform(
-                record.name, record.attributes, lambda name, r=record: self.reader.read(r.name, name)
+                record.name,
+                record.attributes,
+                partial(self.reader.read, record.name),
             )
             for record in self.reader.records
             if record.kind == "input" and record.name.startswith(prefix)
@@ -102,12 +108,12 @@ class ArtefactNetwork:
 
     def _vector(self, name: str) -> Floats:
         record = self.reader.record(name)
-        return unpack_vector(name, record.attributes, lambda e: self.reader.read(name, e))
+        return unpack_vector(name, record.attributes, partial(self.reader.read, name))
 
     def _weight(self, record: Record, transforms: Mapping[str, InputTransform]) -> Weight:
         return unpack_weight(
             record.name, record.kind, record.attributes,
-            lambda extent: self.reader.read(record.name, extent), transforms,
+            partial(self.reader.read, record.name), transforms,
         )  # fmt: skip
 
 
@@ -117,7 +123,7 @@ class ResidentNetwork(ArtefactNetwork):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._layers = [super(ResidentNetwork, self).layer(i) for i in range(self.spec.layers)]
-        self.embedding, self.head, self.final_norm  # noqa: B018  (read now, not on the first token)
+        self.read_top()
 
     def layer(self, index: int) -> LayerWeights:
         return self._layers[index]
@@ -128,7 +134,7 @@ class StreamedNetwork(ArtefactNetwork):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.embedding, self.head, self.final_norm  # noqa: B018
+        self.read_top()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lsb-reader")
         self._ahead: tuple[int, Future[LayerWeights]] | None = None
 
@@ -146,8 +152,11 @@ class StreamedNetwork(ArtefactNetwork):
         return current
 
 
-def layer_bytes(reader: ContainerReader, layer: int) -> int:
-    """Bytes of one layer's extents in memory."""
-    prefix = f"layers.{layer}."
-    return sum(e.size_bytes for r in reader.records if r.name.startswith(prefix) for e in r.extents)
-
+def layer_sizes(reader: ContainerReader, spec: ModelSpec) -> list[int]:
+    """Bytes of the extents of every layer."""
+    sizes = [0] * spec.layers
+    for record in reader.records:
+        parts = record.name.split(".")
+        if parts[0] == "layers":
+            sizes[int(parts[1])] += sum(extent.size_bytes for extent in record.extents)
+    return sizes

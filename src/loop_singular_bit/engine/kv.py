@@ -34,7 +34,13 @@ class LayerCache:
         _native.store_kv(self.keys, self.values, k, v, slots, positions)
 
     def attend(
-        self, q: Floats, heads: int, slots: Places, positions: Places, window: int | None, out: Floats
+        self,
+        q: Floats,
+        heads: int,
+        slots: Places,
+        positions: Places,
+        window: int | None,
+        out: Floats,
     ) -> None:
         """out [N, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal, per row's slot."""
         _native.attend(self.keys, self.values, q, heads, slots, positions, window or 0, out)
@@ -43,7 +49,9 @@ class LayerCache:
 class KVCache:
     """One LayerCache for each layer; every slot holds one sequence."""
 
-    def __init__(self, spec: ModelSpec, slots: int, context: int, layers: int | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, slots: int, context: int, layers: int | None = None
+    ) -> None:
         self.slots, self.context = slots, round_context(context)
         shape = (spec.layers if layers is None else layers, slots, spec.kv_heads)
         blocks = self.context // POSITION_BLOCK

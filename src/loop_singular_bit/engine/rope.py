@@ -29,7 +29,9 @@ def rotary_table(spec: ModelSpec, context: int) -> RotaryTable:
     """The table for positions 0..context-1."""
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
     # Frequencies are float32 in the models' own code, so they are rounded here as well.
-    frequency = (1.0 / np.float32(spec.rope_theta) ** exponent.astype(np.float32)).astype(np.float32)
+    frequency = (1.0 / np.float32(spec.rope_theta) ** exponent.astype(np.float32)).astype(
+        np.float32
+    )
     if spec.rope_scaling is not None:
         frequency = _scaled(frequency, spec.rope_scaling)
     angle = np.arange(context, dtype=np.float32)[:, None] * frequency[None, :]

@@ -18,7 +18,7 @@ from loop_singular_bit.engine.artefact import (
     ArtefactNetwork,
     ResidentNetwork,
     StreamedNetwork,
-    layer_bytes,
+    layer_sizes,
     read_spec,
 )
 from loop_singular_bit.engine.kv import KVCache, cache_bytes
@@ -27,13 +27,15 @@ from loop_singular_bit.engine.rope import rotary_table
 from loop_singular_bit.engine.sweep import Batch, Workspace, logits, sweep, workspace_bytes
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
-from loop_singular_bit.memory import current_rss_bytes
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
 
 CONTEXT_DEFAULT = 2048
 PREFILL_ROWS_MAX = 256  # rows of one sweep: enough to spread the decoding of a weight
+# Measured on Linux, Python 3.11: interpreter, numpy and this package; a tokenizer's vocabulary.
+PROCESS_BYTES = 40_000_000
+TOKENIZER_BYTES_PER_TOKEN = 800
 
 
 def usable_cores() -> int:
@@ -93,7 +95,8 @@ class SlotSession:
             )
         x = self._engine.hidden(ids, self._slot, self._position)
         self._position += len(ids)
-        return self._engine.logits(x[-1:])[0]
+        last: Floats = self._engine.logits(x[-1:])[0]
+        return last
 
     def rewind(self, position: int) -> None:
         """Forgets everything from `position` on."""
@@ -138,15 +141,24 @@ def choose_context(spec: ModelSpec, context: int | None) -> int:
 
 
 def memory_plan(
-    spec: ModelSpec, reader: ContainerReader, context: int, sequences: int, streamed: bool
+    spec: ModelSpec,
+    layer_bytes: Sequence[int],
+    other_bytes: int,
+    context: int,
+    sequences: int,
+    streamed: bool,
 ) -> Ledger:
-    """What running an artefact takes, by holder; `process` is this process as it stands now."""
-    layers = [layer_bytes(reader, index) for index in range(spec.layers)]
-    total = sum(e.size_bytes for r in reader.records for e in r.extents)
+    """What running an artefact takes, by holder.
+
+    layer_bytes  extents of every layer; other_bytes: of embedding, head and final norm
+    `process` is what a Python with the engine and this model's tokenizer holds before the weights.
+    """
     ledger = Ledger()
-    ledger.reserve("process", current_rss_bytes())
-    ledger.reserve("embedding and head", total - sum(layers))
-    ledger.reserve("layers", 3 * max(layers) if streamed else sum(layers))
+    ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
+    ledger.reserve("embedding and head", other_bytes)
+    # Streaming holds the layer in use, the one ahead of it, and the buffer it is read into.
+    layers = 3 * max(layer_bytes) if streamed else sum(layer_bytes) + max(layer_bytes)
+    ledger.reserve("layers", layers)
     ledger.reserve("kv", cache_bytes(spec, sequences, context))
     rows = min(PREFILL_ROWS_MAX, context)
     ledger.reserve("activations", workspace_bytes(spec, rows) + 8 * spec.vocab)
@@ -159,8 +171,10 @@ def _open_network(
 ) -> tuple[ArtefactNetwork, Ledger]:
     """In memory when that fits the budget, streamed otherwise."""
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
-        resident = memory_plan(spec, reader, context, sequences, streamed=False)
-        streamed = memory_plan(spec, reader, context, sequences, streamed=True)
+        sizes = layer_sizes(reader, spec)
+        other = sum(e.size_bytes for r in reader.records for e in r.extents) - sum(sizes)
+    resident = memory_plan(spec, sizes, other, context, sequences, streamed=False)
+    streamed = memory_plan(spec, sizes, other, context, sequences, streamed=True)
     if ram_bytes is None or resident.total_bytes <= ram_bytes:
         return ResidentNetwork(directory), resident
     streamed.require(ram_bytes, f"lower --context {context} or raise --ram-mb")

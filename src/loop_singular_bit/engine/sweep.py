@@ -92,7 +92,7 @@ def run_layer(
     x: Floats,
     work: Workspace,
 ) -> Iterator[tuple[InputSite, Floats]]:
-    """Adds one block to x [N, hidden] in place; yields what enters its matrices, for calibration."""
+    """Adds one block to x [N, hidden] in place; yields what enters its matrices (calibration)."""
     n = len(x)
     normed, delta = work.normed[:n], work.delta[:n]
     q, k, v, attended = work.q[:n], work.k[:n], work.v[:n], work.attended[:n]

@@ -54,7 +54,9 @@ def probe_run(request: RunRequest) -> RunFigures:
     if child.returncode == BudgetError.exit_code:
         raise BudgetError(child.stderr.strip().splitlines()[-1])
     if child.returncode != 0:
-        raise ResourceError(f"the measured run of {request.directory} failed: {child.stderr.strip()}")
+        raise ResourceError(
+            f"the measured run of {request.directory} failed: {child.stderr.strip()}"
+        )
     return RunFigures(**json.loads(child.stdout))
 
 

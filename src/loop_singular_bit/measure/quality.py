@@ -6,7 +6,7 @@ carry the correlation between neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,8 @@ def windows(ids: list[int], context: int, tokens: int) -> npt.NDArray[np.int64]:
             f"the evaluation text has {len(ids)} tokens, {needed} are needed: lower --tokens"
         )
     starts = np.arange(count)[:, None] * context
-    return np.asarray(ids, np.int64)[starts + np.arange(context + 1)]
+    found: npt.NDArray[np.int64] = np.asarray(ids, np.int64)[starts + np.arange(context + 1)]
+    return found
 
 
 def _log_softmax(logits: Floats) -> Floats:
@@ -111,29 +112,36 @@ def perplexity(
 
 
 def compare(
-    network: Network,
+    networks: Sequence[Network],
     original: Network,
     tokens: npt.NDArray[np.int64],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Quality:
-    """Quality of `network` against `original` over windows [count, context + 1].
+) -> list[Quality]:
+    """Quality of each network against `original` over windows [count, context + 1].
 
-    Raises InputRefusedError when the two do not share a vocabulary size.
+    Raises InputRefusedError when they do not share a vocabulary size.
     """
-    found, expected = network.spec.vocab, original.spec.vocab
-    if found != expected:
-        raise InputRefusedError(f"--against: vocabulary of {expected}, the artefact has {found}")
+    expected = original.spec.vocab
+    for network in networks:
+        if network.spec.vocab != expected:
+            raise InputRefusedError(
+                f"--against: vocabulary of {expected}, the artefact has {network.spec.vocab}"
+            )
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    engines = Engine(network, 1, context, context), Engine(original, 1, context, context)
-    parts = []
+    engines = [Engine(network, 1, context, context) for network in networks]
+    reference_engine = Engine(original, 1, context, context)
+    parts: list[list[Doubles]] = [[] for _ in networks]
     for index, window in enumerate(tokens):
-        x, x0 = (engine.hidden(window[:-1].tolist(), 0, 0) for engine in engines)
+        inputs = window[:-1].tolist()
+        x0 = reference_engine.hidden(inputs, 0, 0)
+        hidden = [engine.hidden(inputs, 0, 0) for engine in engines]
         for rows in _rows(context):
-            scores = _log_softmax(engines[0].logits(x[rows]))
-            reference = _log_softmax(engines[1].logits(x0[rows]))
-            parts.append(_token_figures(scores, reference, window[1:][rows]))
+            reference = _log_softmax(reference_engine.logits(x0[rows]))
+            for engine, x, part in zip(engines, hidden, parts, strict=True):
+                scores = _log_softmax(engine.logits(x[rows]))
+                part.append(_token_figures(scores, reference, window[1:][rows]))
         progress(index + 1, count)
-    return _summary(np.concatenate(parts, axis=1))
+    return [_summary(np.concatenate(part, axis=1)) for part in parts]
 
 
 def _token_figures(scores: Floats, reference: Floats, wanted: npt.NDArray[np.int64]) -> Doubles:

@@ -1,4 +1,4 @@
-"""What a decoder-only network is: sizes, options and the tensors it is made of. No bytes, no I/O."""
+"""What a decoder-only network is: sizes, options and its tensors. No bytes, no I/O."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def layer_tensors(spec: ModelSpec, layer: int) -> tuple[TensorSpec, ...]:
 
 
 def all_tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
-    """Every tensor of the network in sweep order; a tied head is the embedding and is not repeated."""
+    """Every tensor of the network in sweep order; a tied head is not repeated."""
     yield TensorSpec("embed", (spec.vocab, spec.hidden), Role.EMBEDDING)
     for layer in range(spec.layers):
         yield from layer_tensors(spec, layer)

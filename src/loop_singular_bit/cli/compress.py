@@ -1,0 +1,119 @@
+"""`lsb compress`: a model into an artefact, under budgets, with what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loop_singular_bit.cli.options import (
+    budget_options,
+    codec_options,
+    evaluation_options,
+    json_flag,
+    quiet_flag,
+    read_text,
+    threads_option,
+)
+from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
+from loop_singular_bit.errors import TargetMissedError
+
+
+@click.command("compress")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write.")
+@budget_options
+@codec_options
+@click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Calibration text [default: sampled from the model itself].")  # fmt: skip
+@click.option("--calibration-tokens", default=16384, show_default=True, help="Tokens to use.")
+@click.option("--seed", default=0, show_default=True, help="Of signs and sampling.")
+@evaluation_options
+@threads_option
+@quiet_flag
+@json_flag
+def compress(model: str, output: Path | None, **flags: Any) -> None:
+    """Compress MODEL: a Hugging Face directory, a GGUF file or a hub id.
+
+    \b
+    lsb compress ./SmolLM2-135M-Instruct -o smol --planes 4
+    lsb compress mistralai/Mistral-7B-v0.1 -o m7b --storage-gb 4 --ram-mb 400 --max-loss 1
+    """
+    from loop_singular_bit.compress.allocate import CodecOptions
+    from loop_singular_bit.compress.compressor import EvaluationOptions, LoopCompressor
+    from loop_singular_bit.compress.pipeline import CalibrationOptions
+
+    codec = CodecOptions(
+        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
+        flags["embedding"],
+    )  # fmt: skip
+    with progress_on_stderr(flags["quiet"]) as progress:
+        compressor = LoopCompressor(
+            outlier_ratio=flags["outlier_ratio"],
+            target_ram_mb=flags["ram_mb"],
+            target_storage_gb=flags["storage_gb"],
+            quality_threshold=flags["max_loss"],
+            codec=codec,
+            calibration=CalibrationOptions(
+                flags["calibration_tokens"], read_text(flags["calibration"]), flags["seed"]
+            ),
+            evaluation=EvaluationOptions(
+                read_text(flags["text"]), flags["context"], flags["tokens"]
+            ),
+            threads=flags["threads"],
+            progress=progress,
+        )
+        result = compressor.compress_model(model, output)
+    if flags["as_json"]:
+        print_json(result)
+    else:
+        show_result(result)
+    if not result["all_targets_achieved"]:
+        raise TargetMissedError(missed(result))
+
+
+def missed(result: Mapping[str, Any]) -> str:
+    """Which targets were missed, by how much."""
+    parts = []
+    for name, target in result["targets"].items():
+        if not target["met"]:
+            measured = target["measured"]
+            found = result["run"]["refused"] if measured is None else f"measured {measured:.3f}"
+            parts.append(f"{name}: limit {target['limit']}, {found}")
+    return f"target missed ({'; '.join(parts)}); the artefact {result['artefact']} is kept"
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """The figures of an artefact for people."""
+    peak = result["ram_peak_bytes"]
+    rows = [
+        ("size", f"{size_text(result['size_bytes'])} ({result['size_bytes']:,} bytes)"),
+        ("bits per weight", f"{result['bits_per_weight']:.3f}"),
+        ("compression ratio", f"{result['compression_ratio']:.2f}x of 16-bit"),
+        *quality_rows(result),
+        ("peak memory of a run", "refused" if peak is None else size_text(peak)),
+        ("generation", _speed(result["run"])),
+        ("time", f"{result['seconds']:.0f} s"),
+    ]
+    print_table(str(result["artefact"]), ("measured", ""), rows)
+
+
+def _speed(run: Mapping[str, Any]) -> str:
+    if "refused" in run:
+        return "refused"
+    return f"{run['generated_per_second']:.1f} tokens/s"
+
+
+def quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows for the figures of a comparison."""
+    loss, error = result["quality_loss"], result["quality_loss_stderr"]
+    return [
+        ("perplexity", f"{result['perplexity']:.3f} ({result['perplexity_original']:.3f} before)"),
+        ("quality loss", f"{loss:+.2f} % ± {error:.2f}"),
+        ("KL mean / median / 99.9 %",
+         f"{result['kl_mean']:.4f} / {result['kl_median']:.4f} / {result['kl_p999']:.4f}"),
+        ("top-1 agreement", f"{100 * result['top1_agreement']:.2f} %"),
+        ("evaluated on", f"{result['eval_tokens']} tokens"),
+    ]  # fmt: skip

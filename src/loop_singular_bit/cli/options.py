@@ -1,0 +1,69 @@
+"""Flags that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from loop_singular_bit.errors import InputRefusedError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+quiet_flag = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.")
+ram_option = click.option("--ram-mb", type=float, help="Memory of a run [10^6 bytes].")
+directory_argument = click.argument(
+    "directory", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+
+
+def budget_options(command: F) -> F:
+    """--storage-gb, --ram-mb, --max-loss."""
+    for option in (
+        click.option("--max-loss", type=float, help="Quality loss allowed [percent]."),
+        ram_option,
+        click.option("--storage-gb", type=float, help="Size allowed on disk [10^9 bytes]."),
+    ):
+        command = option(command)
+    return command
+
+
+def codec_options(command: F) -> F:
+    """--codec, --planes, --window, --block, --outlier-ratio, --embedding."""
+    for option in (
+        click.option("--embedding", default="planes", show_default=True, help="Or int8, raw."),
+        click.option("--outlier-ratio", default=0.0, show_default=True, help="Share kept exactly."),
+        click.option("--block", default=4, show_default=True, help="Columns between feedbacks."),
+        click.option("--window", default=7, show_default=True, help="L: bits that select a value."),
+        click.option("--planes", type=int, help="Loops of a matrix [default: by budget]."),
+        click.option("--codec", default="planes", show_default=True,
+                     help="planes, raw, int8, uniform1 or outlier1."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def evaluation_options(command: F) -> F:
+    """--text, --context, --tokens."""
+    for option in (
+        click.option("--tokens", default=4096, show_default=True, help="Tokens to predict."),
+        click.option("--context", default=1024, show_default=True, help="Tokens of one window."),
+        click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                     help="Evaluation text [default: Python's language reference]."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def read_text(path: Path | None) -> str | None:
+    """The file's text; InputRefusedError when it is not UTF-8."""
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputRefusedError(f"{path}: not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,54 @@
+"""Memory that running and making an artefact take, predicted by holder."""
+
+from __future__ import annotations
+
+from loop_singular_bit.budget import Ledger
+from loop_singular_bit.codec.codecs import STORED_BYTES
+from loop_singular_bit.compress.allocate import Plan, record_plans
+from loop_singular_bit.compress.calibrate import ROWS_MAX
+from loop_singular_bit.compress.original import resident_layers
+from loop_singular_bit.compress.source import Source
+from loop_singular_bit.engine.kv import cache_bytes
+from loop_singular_bit.engine.runtime import PROCESS_BYTES, TOKENIZER_BYTES_PER_TOKEN, memory_plan
+from loop_singular_bit.engine.sweep import workspace_bytes
+from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
+
+
+def run_ram(source: Source, plan: Plan, context: int) -> tuple[Ledger, Ledger]:
+    """Memory of a run with one sequence: everything in memory, and layers streamed."""
+    spec = source.spec
+    dtypes = {t.name: source.dtype(t) for t in all_tensors(spec)}
+    sizes, other = [0] * spec.layers, 0
+    for record in record_plans(spec, dtypes, plan.codecs):
+        size = sum(record.extents.values())
+        parts = record.name.split(".")
+        if parts[0] == "layers":
+            sizes[int(parts[1])] += size
+        else:
+            other += size
+    return (
+        memory_plan(spec, sizes, other, context, 1, streamed=False),
+        memory_plan(spec, sizes, other, context, 1, streamed=True),
+    )
+
+
+def compress_ram(source: Source, tokens: int) -> Ledger:
+    """Peak memory of a compression: the worst moment of each holder, added up."""
+    spec = source.spec
+    ledger = Ledger()
+    ledger.reserve("process", PROCESS_BYTES + 2 * TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
+    layer = sum(t.count * STORED_BYTES[source.dtype(t)] for t in layer_tensors(spec, 0))
+    top = [t for t in all_tensors(spec) if t.role in (Role.EMBEDDING, Role.HEAD)]
+    stored = sum(t.count * STORED_BYTES[source.dtype(t)] for t in top)
+    ledger.reserve("original weights", max(1, resident_layers(source)) * layer + stored)
+    ledger.reserve("hidden states", 4 * tokens * spec.hidden)
+    ledger.reserve("activations", workspace_bytes(spec, ROWS_MAX) + cache_bytes(spec, 1, ROWS_MAX))
+    squares = 2 * spec.hidden**2 + spec.query_width**2 + spec.intermediate**2
+    ledger.reserve("statistics", 4 * squares)
+    widest = max(spec.hidden, spec.query_width, spec.intermediate)
+    # The Hessian in the rotated basis, its factor, the factor's flipped copy, and the panels; the
+    # factor is float64 up to 4096 columns (codec/feedback.py).
+    ledger.reserve("error feedback", (24 if widest <= 4096 else 16) * widest**2)
+    largest = max(max(t.count for t in layer_tensors(spec, 0)), max(t.count for t in top))
+    ledger.reserve("matrix being encoded", 26 * largest)
+    return ledger
