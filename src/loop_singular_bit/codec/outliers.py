@@ -139,8 +139,10 @@ def validate(outliers: Outliers, rows: int, cols: int) -> None:
         raise FormatError(f"outliers: {outliers.count} values, row counts add up to {total}")
     if outliers.index.dtype == np.uint8:
         entries = int((outliers.index != SKIP).sum())
-        if entries != total or (len(outliers.index) and outliers.index[-1] == SKIP):
+        if entries != total:
             raise FormatError(f"outliers: index holds {entries} entries, expected {total}")
+        if len(outliers.index) and outliers.index[-1] == SKIP:
+            raise FormatError("outliers: the index ends with a skip, expected an entry")
     elif len(outliers.index) != total:
         raise FormatError(f"outliers: index holds {len(outliers.index)} entries, expected {total}")
     if not total:

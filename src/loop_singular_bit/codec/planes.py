@@ -17,6 +17,7 @@ from loop_singular_bit.codec.weights import PlanesWeight
 Floats = npt.NDArray[np.float32]
 
 TILE_ROWS = 256
+BLOCK_MAX = 64
 ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
 
 
@@ -26,7 +27,8 @@ class PlaneOptions:
 
     planes         loops: one bit for each weight and loop (1..8)
     window         L, bits that select a table entry (4..10)
-    block          columns quantized before their error is fed back (4, 8, 16, 32 or 64)
+    block          columns quantized before their error is fed back (4, 8, 16, 32 or 64); a path
+                   through the trellis is cut after as many, so without feedback it is 64
     tile_rows      rows that share one stream
     """
 
@@ -69,9 +71,9 @@ def encode(
     streams = _empty_streams(rows, cols, options)
     decoded = np.empty((rows, cols), np.int16)
     native = native_tables(options.window, options.planes)
-    _native.encode(
-        rotated / unit[:, None], panels, native, options.tile_rows, options.block, streams, decoded
-    )
+    block = options.block if panels is not None else BLOCK_MAX
+    target = rotated / unit[:, None]
+    _native.encode(target, panels, native, options.tile_rows, block, streams, decoded)
     row_scale, report = _refit(rotated, decoded, unit, H)
     window, tile_rows = options.window, options.tile_rows
     weight = PlanesWeight(
