@@ -104,8 +104,8 @@ class Matrix:
         return reference.planes_matmul(weight, self.row_scale, q, scale)
 
 
-# Between them: every number of planes, table in 2 or 4 registers or in memory, tiles with 1 to 17
-# row groups (with and without a remainder for a block of 8), one and several groups of columns.
+# Between them: every number of planes in a group of four with tables in 2 registers and in 4 (L=8),
+# tables in memory (L>8), tiles with 1 to 17 row groups, one and several groups of columns.
 MATMULS = [
     (1, 7, (205, 32, 256), 32),
     (2, 8, (208, 48, 64), 16),
@@ -116,6 +116,9 @@ MATMULS = [
     (6, 8, (80, 64, 16), 64),
     (7, 5, (257, 16, 256), 16),
     (8, 8, (96, 32, 64), 8),
+    (1, 8, (48, 32, 48), 16),
+    (2, 6, (96, 32, 32), 32),
+    (3, 8, (80, 16, 32), 8),
     (2, 9, (40, 32, 32), 16),
     (8, 10, (72, 32, 64), 32),
 ]
