@@ -4,12 +4,16 @@
     ├── UsageError             2   a flag or argument is wrong
     ├── TargetMissedError      3   finished, but a budget was not met (the artefact is kept)
     ├── InputRefusedError      4   the input cannot be used as given
+    │   ├── BudgetError            a budget that no plan can meet
     │   ├── ConfigError            config.json or GGUF metadata
     │   ├── TensorError            a weight: missing, truncated, wrong shape, NaN
     │   ├── TokenizerError         the tokenizer: missing, unreadable, of another model
     │   ├── FormatError            an artefact of ours that breaks docs/format.md
-    │   └── BudgetError            a budget that no plan can meet
+    │   ├── ContextLengthError     a prompt longer than the context (engine/generate.py)
+    │   └── RequestError           an HTTP request (serve/schema.py)
     ├── ResourceError          5   disk, memory, I/O, checksum mismatch while reading
+    │   ├── QueueFullError         too many requests wait (serve/scheduler.py)
+    │   └── ShutdownError          the server is stopping (serve/scheduler.py)
     └── InterruptedRunError    6   stopped by the user; run the same command again
 
 A message says what is wrong, both numbers (found and expected), and the next command.

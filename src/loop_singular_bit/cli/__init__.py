@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceError
+from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceError, UsageError
 
 _COMMANDS = (
     "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
@@ -46,9 +46,11 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Abort:
         _fail(InterruptedRunError("stopped"))
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(2)
+        sys.exit(UsageError.exit_code)
+    except click.ClickException as error:
+        _fail(UsageError(error.format_message()))
     except LoopError as error:
         _fail(error)
     except KeyboardInterrupt:

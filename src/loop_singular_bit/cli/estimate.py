@@ -45,7 +45,7 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     from loop_singular_bit.budget import Budgets
     from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.compress.estimate import compress_ram, run_ram
-    from loop_singular_bit.compress.pipeline import make_plan
+    from loop_singular_bit.compress.pipeline import CalibrationOptions, make_plan
     from loop_singular_bit.compress.source import open_source
     from loop_singular_bit.engine.runtime import choose_context
     from loop_singular_bit.models.spec import parameter_count
@@ -55,6 +55,7 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
         flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
         flags["embedding"],
     )  # fmt: skip
+    calibration = CalibrationOptions(flags["calibration_tokens"])
     source = open_source(model)
     plan = make_plan(source, options, budgets)
     context = choose_context(source.spec, flags["context"])
@@ -62,7 +63,7 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     if budgets.ram_bytes is not None and resident.total_bytes > budgets.ram_bytes:
         streamed.require(budgets.ram_bytes, f"lower --context {context} or raise --ram-mb")
     parameters = parameter_count(source.spec)
-    compress = compress_ram(source, flags["calibration_tokens"])
+    compress = compress_ram(source, calibration.tokens)
     return {
         "model": str(source.path),
         "parameters": parameters,

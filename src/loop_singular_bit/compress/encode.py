@@ -69,7 +69,7 @@ def encode_input(
 def _input_statistics(
     name: str, matrices: list[tuple[Matrix, Planes]], H: Floats | None, seed: int
 ) -> InputStatistics:
-    transform = InputTransform(channel_scale(matrices), _seed(name, seed))
+    transform = InputTransform(channel_scale(matrices), input_seed(name, seed))
     if H is None:
         return InputStatistics(transform)
     rotated = damped(transform.hessian(H), DAMPING)
@@ -94,7 +94,7 @@ def channel_scale(matrices: list[tuple[Matrix, Planes]]) -> Floats:
     return from_bf16(to_bf16(scale))
 
 
-def _seed(name: str, seed: int) -> int:
+def input_seed(name: str, seed: int) -> int:
     """A seed for the signs of one input, the same on every machine."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

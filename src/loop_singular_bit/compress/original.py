@@ -91,7 +91,14 @@ def resident_layers(source: Source) -> int:
 def open_original(model: str) -> Iterator[tuple[OriginalNetwork, Text]]:
     """An original and its text; its tokenizer files are laid out for the time it is open."""
     source = open_source(model)
+    with source_text(source) as text:
+        yield OriginalNetwork(source, resident_layers(source)), text
+
+
+@contextmanager
+def source_text(source: Source) -> Iterator[Text]:
+    """The tokenizer and chat template of a source."""
     with TemporaryDirectory(prefix="lsb-") as folder:
         for name, data in source.companion_files().items():
             (Path(folder) / name).write_bytes(data)
-        yield OriginalNetwork(source, resident_layers(source)), Text.open(Path(folder))
+        yield Text.open(Path(folder))

@@ -44,6 +44,7 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 SEQUENCE_TOKENS = 256
+SEED_MAX = (1 << 32) - 1
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -52,7 +53,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """tokens in all; text None: sampled from the model itself."""
+    """tokens in all; text None: sampled from the model itself; seed: of signs and sampling."""
 
     tokens: int = 16384
     text: str | None = None
@@ -63,6 +64,8 @@ class CalibrationOptions:
             raise UsageError(
                 f"--calibration-tokens {self.tokens}: must be at least {SEQUENCE_TOKENS}"
             )
+        if not 0 <= self.seed <= SEED_MAX:
+            raise UsageError(f"--seed {self.seed}: must be 0..{SEED_MAX}")
 
 
 @dataclass
@@ -84,11 +87,11 @@ class Written:
         return sum(self.absolute_errors.values()) / total
 
 
-def make_plan(source: Source, options: CodecOptions, budgets: Budgets) -> Plan:
+def make_plan(source: Source, options: CodecOptions, budgets: Budgets, seed: int = 0) -> Plan:
     """The plan for a source and its exact size. Raises BudgetError when storage cannot hold it."""
     dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
     companions = sum(len(data) for data in source.companion_files().values())
-    return allocate.plan(source.spec, dtypes, companions, options, budgets.storage_bytes)
+    return allocate.plan(source.spec, dtypes, companions, options, budgets.storage_bytes, seed)
 
 
 def calibration_tokens(
@@ -183,7 +186,7 @@ def write_artefacts(
 
 def _writer(written: Written, seed: int) -> ContainerWriter:
     path = written.directory / WEIGHTS_FILE
-    return ContainerWriter(path, {"seed": seed}, expected_bytes=written.plan.size_bytes)
+    return ContainerWriter(path, allocate.file_meta(seed), expected_bytes=written.plan.size_bytes)
 
 
 def _plain(network: OriginalNetwork) -> Iterator[LayerStatistics | HeadStatistics]:

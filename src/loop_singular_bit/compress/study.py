@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from loop_singular_bit import _native
@@ -15,6 +16,7 @@ from loop_singular_bit.compress.compressor import (
     LoopCompressor,
     Measured,
     evaluate_written,
+    evaluation_tokens,
 )
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
@@ -22,6 +24,7 @@ from loop_singular_bit.compress.pipeline import (
     Progress,
     calibration_tokens,
     make_plan,
+    new_directory,
     write_artefacts,
 )
 from loop_singular_bit.compress.source import open_source
@@ -42,18 +45,22 @@ def compress_variants(
     _native.set_threads(usable_cores() if threads is None else threads)
     source = open_source(model)
     network = OriginalNetwork(source, resident_layers(source))
-    plans = []
-    for options, directory in variants:
-        directory.mkdir(parents=True)
-        plans.append((make_plan(source, options, Budgets()), directory))
-    tokens = calibration_tokens(source, network, calibration, progress)
-    written = write_artefacts(source, plans, tokens, calibration.seed, progress)
-    results = []
-    for (options, directory), made, quality in zip(
-        variants, written, evaluate_written(source, written, evaluation, progress), strict=True
-    ):
-        run = probe_run(RunRequest(str(directory), None, None, threads))
-        reporter = LoopCompressor(options.outlier_ratio, None, None, None, codec=options)
-        measured = Measured(made, quality, run, time.monotonic() - started)
-        results.append(reporter.report(source, measured, directory))
+    windows = evaluation_tokens(source, evaluation)
+    with ExitStack() as stack:
+        plans = [
+            (
+                make_plan(source, options, Budgets(), calibration.seed),
+                stack.enter_context(new_directory(directory)),
+            )
+            for options, directory in variants
+        ]
+        tokens = calibration_tokens(source, network, calibration, progress)
+        written = write_artefacts(source, plans, tokens, calibration.seed, progress)
+        qualities = evaluate_written(source, written, windows, progress)
+        results = []
+        for (options, directory), made, quality in zip(variants, written, qualities, strict=True):
+            run = probe_run(RunRequest(str(made.directory), None, None, threads))
+            reporter = LoopCompressor(options.outlier_ratio, None, None, None, codec=options)
+            measured = Measured(made, quality, run, time.monotonic() - started)
+            results.append(reporter.report(source, measured, directory))
     return results
