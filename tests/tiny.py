@@ -82,6 +82,8 @@ class Tiny:
     seed: int = 0
     rope_theta: float = 10000.0
     llama3_rope: bool = False
+    rope_original: int = 8192  # positions before the llama3 scaling
+    sliding_window: int | None = None  # mistral
 
     @property
     def head_dim(self) -> int:
@@ -100,7 +102,7 @@ class Tiny:
             "factor": 8.0,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
+            "original_max_position_embeddings": self.rope_original,
         }
 
 
@@ -167,7 +169,8 @@ def write_tiny_gguf(
 
 
 def tiny_weights(tiny: Tiny) -> dict[str, Array]:
-    """float32 weights by Hugging Face name, matrices [out, in] with variance 1/in."""
+    """float32 weights by Hugging Face name, matrices [out, in] with variance 1/in; embedding and
+    head with 4/in, so that the logits have a deviation of about 2."""
     rng = np.random.default_rng(tiny.seed)
     hidden, inner = tiny.hidden, tiny.intermediate
     kv = tiny.kv_heads * tiny.head_dim
@@ -179,7 +182,7 @@ def tiny_weights(tiny: Tiny) -> dict[str, Array]:
     def norm() -> Array:
         return (1 + 0.1 * rng.standard_normal(hidden)).astype(np.float32)
 
-    weights = {"model.embed_tokens.weight": matrix(tiny.vocab, hidden, 1.0)}
+    weights = {"model.embed_tokens.weight": matrix(tiny.vocab, hidden, 2 * hidden**-0.5)}
     for layer in range(tiny.layers):
         prefix = f"model.layers.{layer}."
         weights[prefix + "input_layernorm.weight"] = norm()
@@ -194,7 +197,7 @@ def tiny_weights(tiny: Tiny) -> dict[str, Array]:
         weights[prefix + "mlp.down_proj.weight"] = matrix(hidden, inner)
     weights["model.norm.weight"] = norm()
     if not tiny.tied:
-        weights["lm_head.weight"] = matrix(tiny.vocab, hidden)
+        weights["lm_head.weight"] = matrix(tiny.vocab, hidden, 2 * hidden**-0.5)
     return weights
 
 
@@ -220,7 +223,7 @@ def tiny_config(tiny: Tiny) -> dict[str, object]:
     if tiny.rope_scaling is not None:
         config["rope_scaling"] = tiny.rope_scaling
     if tiny.family == "mistral":
-        config["sliding_window"] = None
+        config["sliding_window"] = tiny.sliding_window
     return config
 
 
@@ -360,5 +363,5 @@ def _rope_factors(tiny: Tiny) -> Array:
     """Divisors of the rotary frequencies, float32 [head_dim/2] (Llama 3.1 scaling)."""
     frequencies = tiny.rope_theta ** -(np.arange(0, tiny.head_dim, 2) / tiny.head_dim)
     wavelengths = 2 * np.pi / frequencies
-    smooth = np.clip((8192 / wavelengths - 1.0) / (4.0 - 1.0), 0, 1)
+    smooth = np.clip((tiny.rope_original / wavelengths - 1.0) / (4.0 - 1.0), 0, 1)
     return (1 / ((1 - smooth) / 8.0 + smooth)).astype(np.float32)

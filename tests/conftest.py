@@ -1,0 +1,34 @@
+"""A tiny model and its artefact, made once for each worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import TEXT, write_tiny_model
+
+from loop_singular_bit import LoopCompressor
+from loop_singular_bit.compress.compressor import EvaluationOptions
+from loop_singular_bit.compress.pipeline import CalibrationOptions
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory: llama, float32, 512 tokens of vocabulary, 256 positions."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_artefact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` compressed with four planes."""
+    directory = tmp_path_factory.mktemp("tiny") / "artefact"
+    LoopCompressor(
+        planes=4,
+        target_ram_mb=None,
+        target_storage_gb=None,
+        quality_threshold=None,
+        calibration=CalibrationOptions(tokens=512),
+        evaluation=EvaluationOptions(" ".join(TEXT) * 2, context=64, tokens=128),
+        threads=1,
+    ).compress_model(tiny_model, directory)
+    return directory
