@@ -2,6 +2,7 @@
 // over, block after block of columns with the error fed back under the calibration Hessian.
 
 constexpr int64_t kSuper = 64;      // columns whose incoming feedback is one matrix product
+constexpr int64_t kAhead = 16;      // weights of the next block a path also looks at, then forgets
 constexpr float kForbidden = 1e30f;
 
 struct ViterbiTables {              // one plane, entries split by their oldest bit
@@ -41,10 +42,11 @@ static void viterbi_step(float x, const ViterbiTables& table, float* even, float
   }
 }
 
-// Encodes x[0..steps) from `*state` (-1: any) and returns the chosen table index of every step.
+// Best path through x[0..steps) from `*state` (-1: any): the table index of every step, the state
+// before the first, and in `*state` the one after `kept` steps.
 template <int L>
-static void viterbi_path(const float* x, int64_t steps, const ViterbiTables& table, int* first,
-                         int* state, uint8_t* choices, uint16_t* index) {
+static void viterbi_path(const float* x, int64_t steps, int64_t kept, const ViterbiTables& table,
+                         int* first, int* state, uint8_t* choices, uint16_t* index) {
   constexpr int kStates = 1 << (L - 1), kHalf = kStates / 2, kBytes = (kStates + 7) / 8;
   alignas(64) float even[kHalf], odd[kHalf];
   for (int i = 0; i < kHalf; ++i) {
@@ -68,25 +70,25 @@ static void viterbi_path(const float* x, int64_t steps, const ViterbiTables& tab
     float cost = i % 2 ? odd[i / 2] : even[i / 2];
     if (cost < best) best = cost, s = i;
   }
-  *state = s;
   for (int64_t t = steps; t-- > 0;) {
     const int oldest = choices[t * kBytes + s / 8] >> (s % 8) & 1;
     index[t] = (uint16_t)(2 * s + oldest);
     s = index[t] & (kStates - 1);
   }
   *first = s;
+  *state = index[kept - 1] >> 1;
 }
 
-static void viterbi(int window, const float* x, int64_t steps, const ViterbiTables& table, int* first,
-                    int* state, uint8_t* choices, uint16_t* index) {
+static void viterbi(int window, const float* x, int64_t steps, int64_t kept, const ViterbiTables& table,
+                    int* first, int* state, uint8_t* choices, uint16_t* index) {
   switch (window) {
-    case 4: return viterbi_path<4>(x, steps, table, first, state, choices, index);
-    case 5: return viterbi_path<5>(x, steps, table, first, state, choices, index);
-    case 6: return viterbi_path<6>(x, steps, table, first, state, choices, index);
-    case 7: return viterbi_path<7>(x, steps, table, first, state, choices, index);
-    case 8: return viterbi_path<8>(x, steps, table, first, state, choices, index);
-    case 9: return viterbi_path<9>(x, steps, table, first, state, choices, index);
-    default: return viterbi_path<10>(x, steps, table, first, state, choices, index);
+    case 4: return viterbi_path<4>(x, steps, kept, table, first, state, choices, index);
+    case 5: return viterbi_path<5>(x, steps, kept, table, first, state, choices, index);
+    case 6: return viterbi_path<6>(x, steps, kept, table, first, state, choices, index);
+    case 7: return viterbi_path<7>(x, steps, kept, table, first, state, choices, index);
+    case 8: return viterbi_path<8>(x, steps, kept, table, first, state, choices, index);
+    case 9: return viterbi_path<9>(x, steps, kept, table, first, state, choices, index);
+    default: return viterbi_path<10>(x, steps, kept, table, first, state, choices, index);
   }
 }
 
@@ -100,7 +102,7 @@ struct EncodeScratch {
 };
 
 static int64_t encode_parts(const FeedbackJob& job, char* base, EncodeScratch* out) {
-  const int64_t rows = job.tile_rows, steps = rows * kSuper;
+  const int64_t rows = job.tile_rows, steps = rows * kSuper + kAhead;
   int64_t used = 0;
   auto take = [&](int64_t bytes) {
     char* p = base ? base + used : nullptr;
@@ -167,19 +169,24 @@ static void put_bits(const FeedbackJob& job, int plane, const Tile& tile, int64_
   }
 }
 
-// All planes of columns [c, c + width) of the superblock that starts at `begin`.
+// All planes of columns [c, c + width) of the superblock [begin, begin + stop). The paths run on into
+// the next block's first weights, whose targets still lack this block's feedback, so that the state
+// they leave is a good one to go on from.
 static void encode_block(const FeedbackJob& job, const Tile& tile, int64_t begin, int64_t c,
-                         int64_t width, int* state, EncodeScratch& s) {
-  const int64_t steps = width * tile.padded;
+                         int64_t width, int64_t stop, int* state, EncodeScratch& s) {
+  const int64_t steps = width * tile.padded, ahead = c + width < stop ? kAhead : 0;
   float* x = s.sequence;
   for (int64_t q = c; q < c + width; q += kQuad)
     for (int64_t r = 0; r < tile.padded; ++r)
       for (int j = 0; j < kQuad; ++j) *x++ = s.target[(q + j) * tile.padded + r];
+  for (int64_t t = 0; t < ahead; ++t)
+    *x++ = s.target[(c + width + t % kQuad) * tile.padded + t / kQuad];
   std::memset(s.value, 0, steps * 4);
   for (int k = 0; k < job.planes; ++k) {
     const bool fresh = state[k] < 0;
     int first;
-    viterbi(job.tables->window, s.sequence, steps, s.tables[k], &first, &state[k], s.choices, s.index);
+    viterbi(job.tables->window, s.sequence, steps + ahead, steps, s.tables[k], &first, &state[k],
+            s.choices, s.index);
     if (fresh) {
       uint64_t prefix = (uint64_t)first << (65 - job.tables->window);
       std::memcpy(job.streams[k] + 8 * tile.word, &prefix, 8);
@@ -187,10 +194,8 @@ static void encode_block(const FeedbackJob& job, const Tile& tile, int64_t begin
     const int8_t* raw = job.tables->raw[k];
     const int weight = job.planes > kPlanesPerGroup && k < kPlanesPerGroup ? kGroupRatio : 1;
     const float unit = k < kPlanesPerGroup ? 1.0f : 1.0f / kGroupRatio;
-    for (int64_t t = 0; t < steps; ++t) {
-      s.sequence[t] -= unit * raw[s.index[t]];
-      s.value[t] += weight * raw[s.index[t]];
-    }
+    for (int64_t t = 0; t < steps + ahead; ++t) s.sequence[t] -= unit * raw[s.index[t]];
+    for (int64_t t = 0; t < steps; ++t) s.value[t] += weight * raw[s.index[t]];
     put_bits(job, k, tile, (begin + c) * tile.padded, steps, s.index);
   }
   const float unit = job.planes > kPlanesPerGroup ? 1.0f / kGroupRatio : 1.0f;
@@ -233,7 +238,7 @@ static void encode_tile(const FeedbackJob& job, int64_t index, float* scratch) {
     load_target(job, tile, begin, width, s);
     for (int64_t c = 0; c < width; c += job.block) {
       const int64_t block = width - c < job.block ? width - c : job.block;
-      encode_block(job, tile, begin, c, block, state, s);
+      encode_block(job, tile, begin, c, block, width, state, s);
       if (job.feedback) push_error(job, tile, begin, c, block, width, s);
     }
     if (job.feedback)

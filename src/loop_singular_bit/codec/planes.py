@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 TILE_ROWS = 256
 BLOCK_MAX = 64
+CHUNK_ROWS = 4096  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
 ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
 
 
@@ -65,21 +66,41 @@ def encode(
     error is not fed back and plain squared error is reported.
     """
     rows, cols = W.shape
-    tables = table_set(options.window)
-    rotated = transform.weights(np.ascontiguousarray(W, np.float32))
-    unit = _row_units(rotated, tables.sigma)
     streams = _empty_streams(rows, cols, options)
-    decoded = np.empty((rows, cols), np.int16)
-    native = native_tables(options.window, options.planes)
-    block = options.block if panels is not None else BLOCK_MAX
-    target = rotated / unit[:, None]
-    _native.encode(target, panels, native, options.tile_rows, block, streams, decoded)
-    row_scale, report = _refit(rotated, decoded, unit, H)
+    row_scale = np.empty(rows, np.float32)
+    sums = np.zeros(4)
+    for start in range(0, rows, CHUNK_ROWS):
+        part = slice(start, min(start + CHUNK_ROWS, rows))
+        rotated = transform.weights(np.ascontiguousarray(W[part], np.float32))
+        whole, upto = _native.stream_bytes, part.stop
+        first = whole(start, cols, options.tile_rows) if start else 0
+        views = [stream[first : whole(upto, cols, options.tile_rows)] for stream in streams]
+        unit, decoded = _encode_rows(rotated, options, panels, views)
+        row_scale[part], found = _refit(rotated, decoded, unit, H)
+        sums += found
     window, tile_rows = options.window, options.tile_rows
     weight = PlanesWeight(
         rows, cols, window, tile_rows, tuple(streams), row_scale, transform, outliers
     )
-    return weight, report
+    error, power, lost, all_power = sums
+    relative = float(error / power) if power > 0 else 0.0
+    return weight, EncodeReport(relative, float(lost / all_power) if all_power > 0 else 0.0)
+
+
+def _encode_rows(
+    rotated: Floats,
+    options: PlaneOptions,
+    panels: Floats | None,
+    streams: list[npt.NDArray[np.uint8]],
+) -> tuple[Floats, npt.NDArray[np.int16]]:
+    """Fills the streams of whole tiles of rows; the unit of each row and the decoded integers."""
+    unit = _row_units(rotated, table_set(options.window).sigma)
+    decoded = np.empty(rotated.shape, np.int16)
+    native = native_tables(options.window, options.planes)
+    block = options.block if panels is not None else BLOCK_MAX
+    target = rotated / unit[:, None]
+    _native.encode(target, panels, native, options.tile_rows, block, streams, decoded)
+    return unit, decoded
 
 
 def _row_units(rotated: Floats, sigma: float) -> Floats:
@@ -96,8 +117,9 @@ def _empty_streams(rows: int, cols: int, options: PlaneOptions) -> list[npt.NDAr
 
 def _refit(
     W: Floats, decoded: npt.NDArray[np.int16], unit: Floats, H: Floats | None
-) -> tuple[Floats, EncodeReport]:
-    """Least-squares amplitude of each output channel under H, and what is lost with it."""
+) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """Least-squares amplitude of each output channel under H, and the sums of an EncodeReport:
+    ||E||^2, ||W||^2, tr(E H E^T), tr(W H W^T)."""
     Q = decoded.astype(np.float32)
     HQ, HW = Q, W
     if H is not None:
@@ -113,9 +135,5 @@ def _refit(
     scale = from_bf16(to_bf16(np.maximum(best, 0).astype(np.float32)))
     lost = ww - 2 * scale * wq + scale.astype(np.float64) ** 2 * qq
     error = W - Q * scale[:, None]
-    power = float(dot(W, W).sum())
-    report = EncodeReport(
-        relative_error=float(dot(error, error).sum()) / power if power else 0.0,
-        proxy_loss=float(lost.sum()) / float(ww.sum()) if ww.sum() > 0 else 0.0,
-    )
-    return scale, report
+    sums = [dot(error, error).sum(), dot(W, W).sum(), lost.sum(), ww.sum()]
+    return scale, np.array(sums)

@@ -17,6 +17,8 @@ ROW_GROUP = 16
 QUAD = 4
 PLANES_PER_GROUP = 4
 GROUP_RATIO = 8
+SUPER_COLUMNS = 64  # a path looks ahead within these
+AHEAD = 16
 
 
 def stream_order(rows: int, cols: int) -> npt.NDArray[np.int64]:
@@ -170,18 +172,23 @@ def encode_with_feedback(
         for at in range(0, cols, block):
             columns = slice(at, min(at + block, cols))
             goal = work[start:stop, columns].copy()
+            # The next block's first weights, whose targets still lack this block's feedback.
+            beyond = slice(columns.stop, columns.stop + QUAD if columns.stop % SUPER_COLUMNS else 0)
+            ahead = work[start:stop, beyond].copy()
             if factor is not None:
                 goal += error[:, :at] @ factor[:at, columns]
+                ahead += error[:, :at] @ factor[:at, beyond]
             order = stream_order(stop - start, goal.shape[1])
-            left = goal.reshape(-1)[order].astype(np.float32)
-            value = np.zeros(len(left), np.int16)
+            kept = len(order)
+            left = np.append(goal.reshape(-1)[order], ahead.reshape(-1)[:AHEAD]).astype(np.float32)
+            value = np.zeros(kept, np.int16)
             for plane in range(planes):
                 unit = np.float32(1 if plane < PLANES_PER_GROUP else 1 / GROUP_RATIO)
                 index = viterbi(left, tables[plane] * unit, states[plane])
-                states[plane] = int(index[-1]) // 2
+                states[plane] = int(index[kept - 1]) // 2
                 left -= unit * tables[plane][index]
                 ratio = GROUP_RATIO if wide and plane < PLANES_PER_GROUP else 1
-                value += ratio * tables[plane][index].astype(np.int16)
+                value += ratio * tables[plane][index[:kept]].astype(np.int16)
             coded = np.zeros_like(value)
             coded[order] = value
             out[start:stop, columns] = coded.reshape(goal.shape)
