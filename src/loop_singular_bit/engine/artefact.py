@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from loop_singular_bit.codec.weights import Weight
 from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.network import LayerWeights
+from loop_singular_bit.engine.sweep import InputSite
 from loop_singular_bit.errors import ConfigError, FormatError
 from loop_singular_bit.models.families import spec_from_config
 from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, all_tensors, layer_tensors
@@ -40,30 +42,46 @@ def read_spec(directory: Path) -> ModelSpec:
     return spec_from_config(config)
 
 
+def check_records(reader: ContainerReader, spec: ModelSpec) -> None:
+    """Refuses records that are not those of the network: FormatError naming one.
+
+    Every tensor is there with its shape, and nothing else but the rotations of their inputs.
+    """
+    inputs = {"embed.in", "head.in"} | {
+        f"layers.{index}.{site.value}" for index in range(spec.layers) for site in InputSite
+    }
+    known = {r.name: r for r in reader.records if r.kind != "input" or r.name not in inputs}
+    for tensor in all_tensors(spec):
+        record = known.pop(tensor.name, None)
+        if record is None:
+            raise FormatError(f"record {tensor.name!r} is missing, config.json needs it")
+        names = ("rows", "cols") if len(tensor.shape) == 2 else ("count",)
+        shape = tuple(record.attributes.get(name) for name in names)
+        if shape != tensor.shape:
+            raise FormatError(
+                f"record {tensor.name!r} has shape {shape}, config.json expects {tensor.shape}"
+            )
+    if known:
+        raise FormatError(f"record {min(known)!r} is not part of the network in config.json")
+
+
 class ArtefactNetwork:
     """The weights of an artefact, read on demand; `layer` reads anew on each call."""
 
     def __init__(self, directory: Path) -> None:
         self.spec = read_spec(directory)
-        self.reader = ContainerReader.open(directory / WEIGHTS_FILE)
-        self._check_shapes()
+        with ExitStack() as stack:
+            self.reader = ContainerReader.open(directory / WEIGHTS_FILE)
+            stack.callback(self.reader.close)
+            check_records(self.reader, self.spec)
+            self._load()
+            stack.pop_all()
+
+    def _load(self) -> None:
+        """What is read on opening."""
 
     def close(self) -> None:
         self.reader.close()
-
-    def _check_shapes(self) -> None:
-        """Every tensor of the network is there with the shape config.json asks for."""
-        known = {record.name: record for record in self.reader.records}
-        for tensor in all_tensors(self.spec):
-            record = known.get(tensor.name)
-            if record is None:
-                raise FormatError(f"record {tensor.name!r} is missing, config.json needs it")
-            names = ("rows", "cols") if len(tensor.shape) == 2 else ("count",)
-            shape = tuple(record.attributes.get(name) for name in names)
-            if shape != tensor.shape:
-                raise FormatError(
-                    f"record {tensor.name!r} has shape {shape}, config.json expects {tensor.shape}"
-                )
 
     @cached_property
     def final_norm(self) -> Floats:
@@ -120,8 +138,7 @@ class ArtefactNetwork:
 class ResidentNetwork(ArtefactNetwork):
     """Everything in memory."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def _load(self) -> None:
         self._layers = [super(ResidentNetwork, self).layer(i) for i in range(self.spec.layers)]
         self.read_top()
 
@@ -134,9 +151,11 @@ class StreamedNetwork(ArtefactNetwork):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.read_top()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lsb-reader")
         self._ahead: tuple[int, Future[LayerWeights]] | None = None
+
+    def _load(self) -> None:
+        self.read_top()
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

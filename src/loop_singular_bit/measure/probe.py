@@ -51,11 +51,14 @@ def probe_run(request: RunRequest) -> RunFigures:
     """
     command = [sys.executable, "-m", "loop_singular_bit.measure.probe", json.dumps(asdict(request))]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The last line of a traceback says what went wrong; a killed process says nothing.
+    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     if child.returncode == BudgetError.exit_code:
-        raise BudgetError(child.stderr.strip().splitlines()[-1])
+        raise BudgetError(last)
     if child.returncode != 0:
         raise ResourceError(
-            f"the measured run of {request.directory} failed: {child.stderr.strip()}"
+            f"the measured run of {request.directory} failed with exit code "
+            f"{child.returncode}: {last}"
         )
     return RunFigures(**json.loads(child.stdout))
 
