@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from cli_runs import Command
 
-import loop_singular_bit.cli.demo
 from loop_singular_bit.errors import ResourceError
 from loop_singular_bit.measure.probe import RunFigures
 
 # By its full name: the attribute `demo` of the package could be the command.
-demo_module = sys.modules["loop_singular_bit.cli.demo"]
+demo_module = import_module("loop_singular_bit.cli.demo")
 
 SHORT = ("--tokens", 64, "--calibration-tokens", 256, "-q")
 

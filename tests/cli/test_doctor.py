@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 
-import loop_singular_bit
 from cli_runs import Command
+
+import loop_singular_bit
 from loop_singular_bit import _native
 
 

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny_gguf, write_tiny_model
+
+from loop_singular_bit.budget import Budgets
+from loop_singular_bit.codec.codecs import Int8, Outlier1, Planes, Raw16
+from loop_singular_bit.compress.allocate import (
+    EMBEDDING_PLANES_MORE,
+    INDEX_TOLERANCE,
+    PLANES_MOST,
+    CodecOptions,
+    Plan,
+    input_name,
+    plan,
+)
+from loop_singular_bit.compress.calibrate import statistics
+from loop_singular_bit.compress.compressor import artefact_size_bytes
+from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.pipeline import (
+    CalibrationOptions,
+    calibration_tokens,
+    make_plan,
+    silent,
+    write_artefacts,
+)
+from loop_singular_bit.compress.source import Source, open_source
+from loop_singular_bit.errors import BudgetError, UsageError
+from loop_singular_bit.models.spec import Role, all_tensors
+
+TEXT = "The river runs slowly past the old mill. " * 40
+SOURCES = {
+    "tied": {},
+    "untied": {"tied": False, "dtype": "f16"},
+    "biases": {"family": "qwen2", "dtype": "bf16"},
+}
+PLANES = [CodecOptions(planes=planes) for planes in (1, 2, 3, 4, 8)]
+OTHERS = [CodecOptions(codec=codec) for codec in ("raw", "int8", "uniform1")]
+TOPS = [CodecOptions(planes=2, embedding=top) for top in ("raw", "int8")]
+OUTLIERS = [
+    CodecOptions(planes=planes, outlier_ratio=ratio)
+    for planes in (2, 4) for ratio in (0.005, 0.02)
+] + [CodecOptions(codec="outlier1"), CodecOptions(codec="outlier1", outlier_ratio=0.1)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Source]:
+    folder = tmp_path_factory.mktemp("sources")
+    found = {
+        name: open_source(str(write_tiny_model(folder / name, **options)))
+        for name, options in SOURCES.items()
+    }
+    found["gguf"] = open_source(str(write_tiny_gguf(folder / "tiny.gguf")))
+    return found
+
+
+def written_bytes(source: Source, found: Plan, folder: Path, seed: int = 0) -> int:
+    """Size of the artefact of a plan."""
+    tokens = None
+    if found.planes:
+        network = OriginalNetwork(source, 2)
+        options = CalibrationOptions(256, TEXT)
+        tokens = calibration_tokens(source, network, options, silent)
+        assert next(iter(statistics(network, tokens)))
+    write_artefacts(source, [(found, folder)], tokens, seed)
+    return artefact_size_bytes(folder)
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "gguf"])
+@pytest.mark.parametrize("options", PLANES + OTHERS + TOPS, ids=str)
+def test_the_size_is_exact_without_outliers(
+    name: str, options: CodecOptions, sources: Mapping[str, Source], tmp_path: Path
+) -> None:
+    found = make_plan(sources[name], options, Budgets())
+    assert found.size_bytes == written_bytes(sources[name], found, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [1, 12345, 2**32 - 1])
+def test_the_size_is_exact_for_any_seed(
+    seed: int, sources: Mapping[str, Source], tmp_path: Path
+) -> None:
+    found = make_plan(sources["tied"], CodecOptions(planes=2), Budgets(), seed)
+    assert found.size_bytes == written_bytes(sources["tied"], found, tmp_path, seed)
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "gguf"])
+@pytest.mark.parametrize("options", OUTLIERS, ids=str)
+def test_the_size_is_close_with_outliers(
+    name: str, options: CodecOptions, sources: Mapping[str, Source], tmp_path: Path
+) -> None:
+    found = make_plan(sources[name], options, Budgets())
+    size = written_bytes(sources[name], found, tmp_path)
+    assert size == pytest.approx(found.size_bytes, rel=INDEX_TOLERANCE)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.02])
+def test_more_storage_gives_more_planes_and_is_never_exceeded(
+    ratio: float, sources: Mapping[str, Source]
+) -> None:
+    source, options = sources["untied"], CodecOptions(outlier_ratio=ratio)
+    least = make_plan(source, CodecOptions(planes=1, outlier_ratio=ratio), Budgets()).size_bytes
+    most = make_plan(source, CodecOptions(planes=6, outlier_ratio=ratio), Budgets()).size_bytes
+    room = 1 + INDEX_TOLERANCE if ratio else 1
+    plans = []
+    for step in range(12):
+        budget = int(1 + (least + (most - least) * step / 11) * room)
+        found = make_plan(source, options, Budgets(storage_gb=budget / 1e9))
+        assert found.size_bytes * room <= budget
+        plans.append(found)
+    totals = [sum(planes * count for planes, count in p.planes.items()) for p in plans]
+    assert all(before <= after for before, after in pairwise(totals))
+    assert len(set(totals)) > 6
+    assert set(plans[0].planes) == {1, 1 + EMBEDDING_PLANES_MORE}
+    assert set(plans[-1].planes) == {PLANES_MOST}
+
+
+def test_room_that_is_left_goes_to_the_most_sensitive_matrices(
+    sources: Mapping[str, Source],
+) -> None:
+    source = sources["tied"]
+    size = make_plan(source, CodecOptions(planes=3), Budgets()).size_bytes
+    found = make_plan(source, CodecOptions(), Budgets(storage_gb=(size + 600) / 1e9))
+    more = {
+        name
+        for name, codec in found.codecs.items()
+        if isinstance(codec, Planes) and codec.options.planes == 4
+    }
+    assert {"layers.0.v", "layers.1.v"} <= more
+    assert not {"layers.0.gate", "layers.1.gate", "layers.0.up", "layers.1.up"} & more
+
+
+def test_a_large_budget_takes_the_most_planes(sources: Mapping[str, Source]) -> None:
+    assert make_plan(sources["tied"], CodecOptions(), Budgets(storage_gb=1)).planes == {6: 15}
+
+
+def test_no_budget_takes_the_default(sources: Mapping[str, Source]) -> None:
+    assert make_plan(sources["tied"], CodecOptions(), Budgets()).planes == {4: 14, 6: 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [CodecOptions(), CodecOptions(planes=3), CodecOptions(codec="int8"),
+     CodecOptions(outlier_ratio=0.02), CodecOptions(codec="outlier1")],
+    ids=str,
+)  # fmt: skip
+def test_the_least_size_of_a_refusal_is_feasible(
+    options: CodecOptions, sources: Mapping[str, Source]
+) -> None:
+    with pytest.raises(BudgetError, match=r"--storage-gb 1e-06.*smallest.*bits per weight"):
+        make_plan(sources["tied"], options, Budgets(storage_gb=1e-6))
+    with pytest.raises(BudgetError) as refused:
+        make_plan(sources["tied"], options, Budgets(storage_gb=1e-6))
+    match = re.search(r"needs ([\d.]+) GB", str(refused.value))
+    assert match is not None
+    needed = round(float(match[1]) * 1e9)
+    assert make_plan(sources["tied"], options, Budgets(storage_gb=needed / 1e9))
+    with pytest.raises(BudgetError):
+        make_plan(sources["tied"], options, Budgets(storage_gb=(needed - 1) / 1e9))
+
+
+def test_baselines_keep_the_embedding_at_eight_bits(sources: Mapping[str, Source]) -> None:
+    source = sources["untied"]
+    codecs = make_plan(source, CodecOptions(codec="outlier1", outlier_ratio=0.1), Budgets()).codecs
+    assert (codecs["embed"], codecs["head"], codecs["layers.0.q"]) == (
+        Int8(), Int8(), Outlier1(0.1),
+    )  # fmt: skip
+    assert set(make_plan(source, CodecOptions(codec="raw"), Budgets()).codecs.values()) == {Raw16()}
+
+
+def test_every_matrix_has_a_codec_and_vectors_have_none(sources: Mapping[str, Source]) -> None:
+    source = sources["biases"]
+    codecs = make_plan(source, CodecOptions(), Budgets()).codecs
+    matrices = {t.name for t in all_tensors(source.spec) if len(t.shape) == 2}
+    assert set(codecs) == matrices
+
+
+def test_matrices_of_one_input_share_a_rotation(sources: Mapping[str, Source]) -> None:
+    names = {t.role: input_name(t) for t in all_tensors(sources["untied"].spec) if t.layer in
+             (0, None) and len(t.shape) == 2}  # fmt: skip
+    assert names[Role.Q] == names[Role.K] == names[Role.V] == "layers.0.attn_in"
+    assert names[Role.GATE] == names[Role.UP] == "layers.0.mlp_in"
+    assert (names[Role.EMBEDDING], names[Role.HEAD]) == ("embed.in", "head.in")
+    assert len(set(names.values())) == 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("codec", "q4"), ("embedding", "q4"), ("planes", 0), ("planes", 9), ("window", 3),
+     ("window", 11), ("block", 3), ("outlier_ratio", -0.01), ("outlier_ratio", 0.51),
+     ("outlier_ratio", float("nan"))],
+)  # fmt: skip
+def test_an_option_outside_its_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}.*{value}"):
+        CodecOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_companions_count(sources: Mapping[str, Source]) -> None:
+    source = sources["tied"]
+    dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
+    sizes = [plan(source.spec, dtypes, n, CodecOptions(), None).size_bytes for n in (0, 1000)]
+    assert sizes[1] - sizes[0] == 1000
