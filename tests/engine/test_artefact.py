@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.container.writer import ContainerWriter
@@ -190,9 +192,6 @@ def test_streamed_layers_come_in_any_order(tiny_artefact: Path) -> None:
 
 
 def test_artefact_is_close_to_the_original(tiny_artefact: Path, tiny_model: Path) -> None:
-    from loop_singular_bit.compress.original import OriginalNetwork
-    from loop_singular_bit.compress.source import open_source
-
     network = ResidentNetwork(tiny_artefact)
     original = OriginalNetwork(open_source(str(tiny_model)), 2)
     assert network.head is network.embedding

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loop_singular_bit.engine.artefact import read_spec
+from loop_singular_bit.engine.kv import KVCache, cache_bytes, round_context
+
+
+@pytest.mark.parametrize(("context", "rounded"), [(1, 16), (15, 16), (16, 16), (17, 32)])
+def test_context_is_reserved_in_whole_blocks(context: int, rounded: int) -> None:
+    assert round_context(context) == rounded
+
+
+@pytest.mark.parametrize(("slots", "context"), [(1, 16), (3, 50)])
+def test_cache_bytes_are_those_of_a_cache(tiny_model: Path, slots: int, context: int) -> None:
+    spec = read_spec(tiny_model)
+    cache = KVCache(spec, slots, context)
+    assert cache.nbytes == cache_bytes(spec, slots, context)
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == cache.nbytes
+
+
+def test_cache_for_fewer_layers(tiny_model: Path) -> None:
+    spec = read_spec(tiny_model)
+    assert len(KVCache(spec, 1, 16, layers=1).layers) == 1
+    assert KVCache(spec, 1, 16, layers=1).nbytes == cache_bytes(spec, 1, 16) // spec.layers
+
+
+def test_attention_over_stored_rows_is_the_softmax_of_their_scores(tiny_model: Path) -> None:
+    spec = read_spec(tiny_model)
+    rng = np.random.default_rng(0)
+    n, heads, width = 20, spec.heads, spec.head_dim
+    q = rng.standard_normal((n, spec.query_width), np.float32)
+    k, v = rng.standard_normal((2, n, spec.kv_width), np.float32)
+    k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))  # what the cache can hold
+    slots, positions = np.full(n, 1, np.int32), np.arange(n, dtype=np.int32)
+    layer = KVCache(spec, 2, 32).layers[1]
+    layer.store(k, v, slots, positions)
+    out = np.empty_like(q)
+    layer.attend(q, heads, slots, positions, None, out)
+    keys = np.repeat(k.reshape(n, spec.kv_heads, width), heads // spec.kv_heads, axis=1)
+    values = np.repeat(v.reshape(n, spec.kv_heads, width), heads // spec.kv_heads, axis=1)
+    scores = np.einsum("qhd,khd->hqk", q.reshape(n, heads, width).astype(float), keys)
+    scores = np.where(np.tri(n, dtype=bool), scores / np.sqrt(width), -np.inf)
+    share = np.exp(scores - scores.max(axis=2, keepdims=True))
+    share /= share.sum(axis=2, keepdims=True)
+    expected = np.einsum("hqk,khd->qhd", share, values).reshape(n, -1)
+    assert np.allclose(out, expected, atol=1e-5)

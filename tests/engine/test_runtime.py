@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_tiny_model
+
+from loop_singular_bit.budget import Budgets
+from loop_singular_bit.compress.allocate import CodecOptions
+from loop_singular_bit.compress.pipeline import make_plan, write_artefacts
+from loop_singular_bit.compress.source import open_source
+from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.engine.artefact import (
+    WEIGHTS_FILE,
+    ResidentNetwork,
+    StreamedNetwork,
+    layer_sizes,
+    read_spec,
+)
+from loop_singular_bit.engine.kv import cache_bytes
+from loop_singular_bit.engine.runtime import (
+    CONTEXT_DEFAULT,
+    PROCESS_BYTES,
+    Engine,
+    choose_context,
+    memory_plan,
+    open_model,
+)
+from loop_singular_bit.errors import BudgetError, InputRefusedError, UsageError
+
+IDS = [int(i) for i in np.random.default_rng(0).integers(4, 512, 40)]
+
+
+def plans(artefact: Path, context: int = 256) -> tuple[int, int]:
+    """Bytes that the resident and the streamed plan need."""
+    spec = read_spec(artefact)
+    with ContainerReader.open(artefact / WEIGHTS_FILE) as reader:
+        sizes = layer_sizes(reader, spec)
+        other = sum(e.size_bytes for r in reader.records for e in r.extents) - sum(sizes)
+    resident, streamed = (
+        memory_plan(spec, sizes, other, context, 1, streamed).total_bytes
+        for streamed in (False, True)
+    )
+    return resident, streamed
+
+
+def test_session_advances_in_one_call_or_in_many(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        whole = session.advance(IDS).copy()
+        assert session.position == len(IDS)
+        assert whole.shape == (512,)
+        session.rewind(0)
+        for token in IDS:
+            last = session.advance([token])
+        assert np.array_equal(last, whole)
+
+
+def test_prompt_longer_than_one_sweep_equals_token_by_token(tiny_artefact: Path) -> None:
+    network = ResidentNetwork(tiny_artefact)
+    short, long = Engine(network, 1, 64, 16), Engine(network, 1, 64, 64)
+    assert np.array_equal(short.hidden(IDS, 0, 0), long.hidden(IDS, 0, 0))
+    network.close()
+
+
+@pytest.mark.parametrize("back_to", [0, 1, 16, 39])
+def test_rewind_and_advance_again_gives_the_same_bits(tiny_artefact: Path, back_to: int) -> None:
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        first = session.advance(IDS).copy()
+        session.rewind(back_to)
+        assert session.position == back_to
+        other = session.advance([5] * (len(IDS) - back_to)).copy()
+        session.rewind(back_to)
+        assert np.array_equal(session.advance(IDS[back_to:]), first)
+        assert not np.array_equal(other, first)
+
+
+def test_rewind_outside_the_sequence_is_refused(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        session.advance(IDS[:3])
+        for position in (-1, 4):
+            with pytest.raises(InputRefusedError, match=f"rewind to {position}: position is 3"):
+                session.rewind(position)
+
+
+def test_sequences_beside_each_other_do_not_mix(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1, sequences=2) as model:
+        with model.session() as alone:
+            expected = [alone.advance([token]).copy() for token in IDS[:10]]
+        with model.session() as one, model.session() as two:
+            for token, wanted in zip(IDS[:10], expected, strict=True):
+                two.advance([7, 8])
+                assert np.array_equal(one.advance([token]), wanted)
+            with (
+                pytest.raises(InputRefusedError, match="every sequence slot is taken"),
+                model.session(),
+            ):
+                pass
+        with model.session() as again:
+            assert np.array_equal(again.advance(IDS[:10]), expected[-1])
+
+
+def test_context_is_a_hard_limit(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1, context=20) as model, model.session() as session:
+        assert (model.context, session.context) == (20, 20)
+        with pytest.raises(InputRefusedError, match="0 \\+ 21 tokens do not fit a context of 20"):
+            session.advance(IDS[:21])
+        assert session.position == 0
+        last = session.advance(IDS[:20]).copy()
+        with pytest.raises(InputRefusedError, match="20 \\+ 1 tokens do not fit"):
+            session.advance([5])
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        assert np.array_equal(session.advance(IDS[:20]), last)
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [512], [3, 512]])
+def test_ids_outside_the_vocabulary_are_refused(tiny_artefact: Path, ids: list[int]) -> None:
+    with (
+        open_model(tiny_artefact, threads=1) as model,
+        model.session() as session,
+        pytest.raises(InputRefusedError, match=r"each in 0\.\.511"),
+    ):
+        session.advance(ids)
+
+
+def test_context_beyond_the_model_is_refused(tiny_artefact: Path) -> None:
+    spec = read_spec(tiny_artefact)
+    assert choose_context(spec, None) == 256
+    assert choose_context(replace(spec, context_max=10**6), None) == CONTEXT_DEFAULT
+    for context in (0, 257):
+        with pytest.raises(UsageError, match=rf"--context {context}: must be 1\.\.256"):
+            choose_context(spec, context)
+
+
+def test_budget_chooses_between_memory_and_disk(tiny_artefact: Path) -> None:
+    resident, streamed = plans(tiny_artefact)
+    # Two layers are fewer than the three that streaming holds.
+    assert resident <= streamed
+    with open_model(tiny_artefact, threads=1, ram_bytes=resident) as model:
+        assert isinstance(model.engine.network, ResidentNetwork)
+        assert model.ledger.total_bytes == resident
+    with (
+        pytest.raises(BudgetError, match="lower --context 256 or raise --ram-mb"),
+        open_model(tiny_artefact, threads=1, ram_bytes=resident - 1),
+    ):
+        pass
+
+
+def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Path) -> None:
+    with (
+        pytest.raises(BudgetError) as caught,
+        open_model(tiny_artefact, threads=1, ram_bytes=9_000_000),
+    ):
+        pass
+    message = str(caught.value)
+    needed = round(plans(tiny_artefact)[1] / 1e6)
+    assert message.startswith(f"--ram-mb 9: the plan needs {needed} MB (process 54")
+    for holder in ("embedding and head", "layers", "kv", "activations", "rotary"):
+        assert f"{holder} " in message
+    assert message.endswith("; lower --context 256 or raise --ram-mb")
+    assert "\n" not in message
+
+
+def test_many_layers_within_a_budget_are_streamed_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    artefact = deep_artefact(tmp_path)
+    resident, streamed = plans(artefact)
+    assert streamed < resident
+    found = []
+    for ram_bytes, kind in ((None, ResidentNetwork), (streamed, StreamedNetwork)):
+        with open_model(artefact, threads=1, ram_bytes=ram_bytes) as model:
+            assert isinstance(model.engine.network, kind)
+            with model.session() as session:
+                found.append([session.advance(IDS[:9]), session.advance(IDS[9:10])])
+    assert np.array_equal(*found)
+
+
+def deep_artefact(folder: Path) -> Path:
+    """Eight layers as stored, without calibration."""
+    source = open_source(str(write_tiny_model(folder / "model", layers=8)))
+    plan = make_plan(source, CodecOptions(codec="int8", embedding="raw"), Budgets())
+    (folder / "artefact").mkdir()
+    write_artefacts(source, [(plan, folder / "artefact")], None, 0)
+    return folder / "artefact"
+
+
+def test_memory_plan_counts_what_is_reserved(tiny_artefact: Path) -> None:
+    spec = read_spec(tiny_artefact)
+    one = memory_plan(spec, [100, 300], 50, 256, 1, streamed=False).entries
+    two = memory_plan(spec, [100, 300], 50, 256, 2, streamed=True).entries
+    assert one["process"] >= PROCESS_BYTES
+    assert one["embedding and head"] == 50
+    assert (one["layers"], two["layers"]) == (700, 900)
+    assert one["kv"] == cache_bytes(spec, 1, 256) == two["kv"] // 2
+    assert one["activations"] == two["activations"]
+
+
+def test_a_run_imports_only_what_it_needs(tiny_artefact: Path) -> None:
+    """`lsb run` from the first line to the last, in a process of its own."""
+    program = (
+        "import sys\nfrom loop_singular_bit.cli import main\n"
+        f"sys.argv = ['lsb', 'run', {str(tiny_artefact)!r}, 'Hello', '--max-tokens', '2']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print()\nprint(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"numpy", "tokenizers", "loop_singular_bit.engine.runtime"} <= loaded
+    never = {"torch", "transformers", "gguf", "huggingface_hub", "safetensors", "httpx"}
+    assert not loaded & never
