@@ -1,7 +1,7 @@
 """Reference log-probabilities from torch and transformers, which the package itself never imports.
 
 python scripts/make_golden.py tiny
-    tests/golden/parity.npz: the tiny models of tests/golden_cases.py
+    tests/golden/parity.npz: the tiny models of tests/golden/cases.py
 python scripts/make_golden.py smollm2 HF_DIR TEXT OUT.npy
     float32 log-probabilities [1024, vocab] of the first 1025 tokens of a text
 """

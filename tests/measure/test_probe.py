@@ -57,7 +57,7 @@ def test_failure_of_the_child_is_one_line(tiny_artefact: Path, tmp_path: Path) -
     directory = tmp_path / "damaged"
     shutil.copytree(tiny_artefact, directory)
     (directory / WEIGHTS_FILE).write_bytes(b"not weights")
-    with pytest.raises(ResourceError, match="exit code 1: .*FormatError: ") as caught:
+    with pytest.raises(ResourceError, match=r"exit code 1: .*FormatError: ") as caught:
         probe_run(RunRequest(str(directory), None, None, 1))
     assert "\n" not in str(caught.value)
 
