@@ -211,6 +211,7 @@ static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const
 
 NB_MODULE(_native, m) {
   m.doc() = "Kernels of Loop Singular Bit: see native/ for what each does.";
+  nb::set_leak_warnings(false);  // prepared tables are cached for the life of the process
   m.def("crc32c", &py_crc32c, nb::arg("buffer"), nb::arg("seed") = 0);
   m.def("set_threads", &set_threads, nb::arg("count"));
   m.def("threads", &threads);

@@ -31,8 +31,24 @@ std::vector<const Kernels*> supported() {  // slowest first: the last is the def
   return tiers;
 }
 
+// The best tier here, or the best one up to the tier that LSB_ISA names.
+const Kernels* choose() {
+  static const char* const kOrder[] = {"scalar", "avx2", "avx512vnni"};
+  const char* cap = std::getenv("LSB_ISA");
+  if (!cap || !*cap) return supported().back();
+  const auto* end = std::find_if(std::begin(kOrder), std::end(kOrder),
+                                 [&](const char* name) { return !std::strcmp(name, cap); });
+  if (end == std::end(kOrder))
+    throw std::invalid_argument(std::string("LSB_ISA is '") + cap + "': expected scalar, avx2 or avx512vnni");
+  const Kernels* best = &portable_kernels();
+  for (const Kernels* tier : supported())
+    if (std::find_if(kOrder, end + 1, [&](const char* name) { return !std::strcmp(name, tier->name); }) != end + 1)
+      best = tier;
+  return best;
+}
+
 const Kernels*& current() {
-  static const Kernels* tier = supported().back();
+  static const Kernels* tier = choose();
   return tier;
 }
 

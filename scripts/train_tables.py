@@ -5,7 +5,8 @@
 Plane j is trained on what planes 1..j-1 leave of a unit Gaussian: start from shuffled Gaussian
 quantiles (several seeds, the best after a few rounds goes on), then rounds of (Viterbi, centroid).
 Entries are int8; the first four planes share one unit, chosen so that their largest values add up
-to 127, and planes 5..8 use an eighth of it. Prints the mean squared error after each plane.
+to 127. Planes 5..8 use an eighth of it, and their tails are cut so that theirs add up to 127 as well.
+Prints the mean squared error after each plane, before the cut.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from loop_singular_bit.codec import reference
 Floats = npt.NDArray[np.float32]
 OUT = Path(__file__).parent.parent / "src/loop_singular_bit/codec/tables.npz"
 TILE = 256
+FINE_LIMITS = (64, 32, 19, 12)  # largest magnitudes of planes 5..8, which share one int8 weight
 
 
 def encode(x: Floats, table: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -80,7 +82,10 @@ def train_window(
         print(f"L={window} plane {len(tables)}: mse {float((left**2).mean()):.5f}", flush=True)
     unit = sum(float(np.abs(t).max()) for t in tables[:4]) / 126.0
     units = np.array([unit] * 4 + [unit / reference.GROUP_RATIO] * 4)
-    return np.rint(np.array(tables) / units[:, None]).astype(np.int8), np.float32(1 / unit)
+    entries = np.rint(np.array(tables) / units[:, None])
+    limits = np.array(FINE_LIMITS)[:, None]
+    entries[4:] = np.clip(entries[4:], -limits, limits)
+    return entries.astype(np.int8), np.float32(1 / unit)
 
 
 def main() -> None:

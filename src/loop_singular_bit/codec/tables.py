@@ -14,9 +14,6 @@ from loop_singular_bit.errors import UsageError
 
 WINDOWS = range(4, 11)
 PLANES_MAX = 8
-# Largest magnitudes of planes 5..8. They share one int8 weight, so these add up to 127; the stored
-# tables were trained without the limit, planes 1..4 within it.
-FINE_LIMITS = (64, 32, 19, 12)
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,7 @@ def table_set(window: int) -> TableSet:
         raise UsageError(f"window {window}: must be 4..10")
     with files("loop_singular_bit.codec").joinpath("tables.npz").open("rb") as file:
         stored = np.load(file)
-        entries, sigma = stored[f"L{window}"], float(stored[f"sigma{window}"])
-    limits = np.array(FINE_LIMITS, np.int8)[:, None]
-    entries[4:] = np.clip(entries[4:], -limits, limits)
-    return TableSet(entries, sigma)
+        return TableSet(stored[f"L{window}"], float(stored[f"sigma{window}"]))
 
 
 @lru_cache
