@@ -65,10 +65,11 @@ class Ledger:
     def require(self, limit_bytes: int, hint: str) -> None:
         """Raises BudgetError with the table and `hint` when the limit cannot hold the plan."""
         if self.total_bytes > limit_bytes:
+            needed_mb = math.ceil(self.total_bytes / MEGABYTE * 10) / 10  # a budget that would do
             raise BudgetError(
-                f"--ram-mb {limit_bytes / MEGABYTE:.0f}: the plan needs "
-                f"{self.total_bytes / MEGABYTE:.0f} MB ({self}); {hint}"
+                f"--ram-mb {limit_bytes / MEGABYTE:g}: the plan needs {needed_mb:.1f} MB "
+                f"({self}); {hint}"
             )
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {size / MEGABYTE:.0f}" for name, size in self.entries.items())
+        return ", ".join(f"{name} {size / MEGABYTE:.1f}" for name, size in self.entries.items())

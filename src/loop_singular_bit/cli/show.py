@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop_singular_bit.compress.pipeline import Progress
+if TYPE_CHECKING:
+    from loop_singular_bit.compress.pipeline import Progress
 
 _STAGES = {
     "fetch": "fetching the model", "sample": "sampling calibration text",

@@ -42,6 +42,7 @@ from loop_singular_bit.models.spec import ModelSpec, parameter_count
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
 THREADS_MAX = 256
+CUT_TOKENS = 64  # tokens at the end of a cut text that the cut may have changed
 
 
 @dataclass(frozen=True)
@@ -253,8 +254,15 @@ def evaluation_windows(
     text: Text, options: EvaluationOptions, spec: ModelSpec
 ) -> npt.NDArray[np.int64]:
     """Token windows [count, context + 1] of the evaluation text."""
-    ids = text.encode(options.text if options.text is not None else default_text(), special=False)
-    return windows(ids, min(options.context, spec.context_max), options.tokens)
+    whole = options.text if options.text is not None else default_text()
+    context = min(options.context, spec.context_max)
+    wanted = options.tokens + context + CUT_TOKENS
+    chars = 4 * wanted
+    ids = text.encode(whole[:chars], special=False)
+    while len(ids) < wanted and chars < len(whole):
+        chars *= 2
+        ids = text.encode(whole[:chars], special=False)
+    return windows(ids, context, options.tokens)
 
 
 def evaluation_tokens(source: Source, options: EvaluationOptions) -> npt.NDArray[np.int64]:
