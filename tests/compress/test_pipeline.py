@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from loop_singular_bit.compress.pipeline import (
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import ResidentNetwork
-from loop_singular_bit.errors import InputRefusedError, InterruptedRunError
+from loop_singular_bit.errors import ConfigError, InputRefusedError, InterruptedRunError
 from loop_singular_bit.models.spec import all_tensors, layer_tensors
 
 TEXT = "The river runs slowly past the old mill. " * 120
@@ -176,6 +177,40 @@ def test_more_planes_lose_less(sources: Mapping[str, Source], tmp_path: Path) ->
         errors.append(written.mean_absolute_error(source.spec))
         assert all(r.proxy_loss < 0.4**planes for r in written.reports.values())
     assert all(after < 0.7 * before for before, after in pairwise(errors))
+
+
+@pytest.mark.parametrize(
+    ("fields", "start"),
+    [
+        ({"bos_token_id": 5, "eos_token_id": 6}, 5),
+        ({"bos_token_id": None, "eos_token_id": [7, 8]}, 7),
+        ({"bos_token_id": None, "eos_token_id": []}, 0),
+        ({"bos_token_id": None, "eos_token_id": None}, 0),
+    ],
+)
+def test_samples_start_with_the_start_of_text(
+    fields: dict[str, object], start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loop_singular_bit.compress.pipeline.SEQUENCE_TOKENS", 2)
+    source = with_config(tmp_path, fields)
+    network, options = OriginalNetwork(source, 2), CalibrationOptions(256)
+    assert set(calibration_tokens(source, network, options, silent)[:, 0]) == {start}
+
+
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [-1, 512])
+def test_a_start_outside_the_vocabulary_is_refused(field: str, value: int, tmp_path: Path) -> None:
+    source = with_config(tmp_path, {"bos_token_id": None, field: value})
+    network = OriginalNetwork(source, 2)
+    with pytest.raises(ConfigError, match=rf"{field} is {value}: must be 0\.\.511"):
+        calibration_tokens(source, network, CalibrationOptions(256), silent)
+
+
+def with_config(folder: Path, fields: dict[str, object]) -> Source:
+    model = write_tiny_model(folder / "model")
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps(config | fields), "utf-8")
+    return open_source(str(model))
 
 
 def test_a_new_directory_appears_whole(tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container.writer import ContainerWriter
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.sweep import InputSite
-from loop_singular_bit.errors import InputRefusedError, InterruptedRunError, UsageError
+from loop_singular_bit.errors import (
+    ConfigError,
+    InputRefusedError,
+    InterruptedRunError,
+    UsageError,
+)
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
     ModelSpec,
@@ -102,7 +107,7 @@ def calibration_tokens(
     sequences = max(1, options.tokens // length)
     files = source.companion_files()
     if options.text is None:
-        start = _start_id(files)
+        start = _start_id(files, source.spec.vocab)
         return calibrate.sample_sequences(
             network, sequences, length, options.seed, start,
             lambda done, total: progress("sample", done, total),
@@ -117,13 +122,18 @@ def calibration_tokens(
     return np.asarray(ids[: sequences * length], np.int64).reshape(sequences, length)
 
 
-def _start_id(files: Mapping[str, bytes]) -> int:
-    """The token every sampled sequence starts with: beginning of text, else end of text, else 0."""
+def _start_id(files: Mapping[str, bytes], vocab: int) -> int:
+    """The token every sampled sequence starts with: beginning of text, else end of text, else 0.
+
+    Raises ConfigError when config.json names a token that has no row in the embedding.
+    """
     config = json.loads(files["config.json"])
     for name in ("bos_token_id", "eos_token_id"):
         found = config.get(name)
         found = found[0] if isinstance(found, list) and found else found
         if isinstance(found, int):
+            if not 0 <= found < vocab:
+                raise ConfigError(f"config.json {name} is {found}: must be 0..{vocab - 1}")
             return found
     return 0
 
