@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from loop_singular_bit.codec.codecs import (
     Raw16,
     Uniform1,
 )
+from loop_singular_bit.codec.outliers import SKIP
 from loop_singular_bit.codec.planes import ROW_TILE_ROWS, PlaneOptions
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
@@ -30,7 +30,6 @@ from loop_singular_bit.models.spec import (
     parameter_count,
 )
 
-INDEX_TOLERANCE = 0.005  # of the size: where outliers fall decides the bytes of their index
 PLANES_DEFAULT = 4
 PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
@@ -78,21 +77,18 @@ class CodecOptions:
         if not 0 <= self.outlier_ratio <= 0.5:
             raise UsageError(f"--outlier-ratio {self.outlier_ratio}: must be between 0 and 0.5")
 
-    @property
-    def keeps_outliers(self) -> bool:
-        """Whether the size depends on where outliers fall."""
-        return self.codec == "outlier1" or (self.codec == "planes" and self.outlier_ratio > 0)
-
 
 @dataclass(frozen=True)
 class Plan:
     """A codec for each matrix by name, and the bytes the artefact will have.
 
-    size_bytes  weights file plus companion files
+    size_bytes      weights file plus companion files; exact where no outliers are kept
+    size_bytes_max  the same when outliers fall where their index is longest
     """
 
     codecs: Mapping[str, Codec]
     size_bytes: int
+    size_bytes_max: int
 
     @property
     def planes(self) -> dict[int, int]:
@@ -115,30 +111,33 @@ def plan(
     """The best plan within `storage_bytes`; without a limit, the fixed or default planes.
 
     dtypes: stored type of every tensor. Raises BudgetError with the least feasible size.
-    With outliers a plan leaves room for INDEX_TOLERANCE, so that the file holds the limit too.
+    A plan fits when its `size_bytes_max` does, so that the written file holds the limit too.
     """
-    reserve = INDEX_TOLERANCE if options.keeps_outliers else 0.0
 
     def sized(codecs: Mapping[str, Codec]) -> Plan:
-        return Plan(codecs, artefact_bytes(spec, dtypes, codecs, seed) + companion_bytes)
+        records = record_plans(spec, dtypes, codecs, seed)
+        expected, longest = (
+            plan_layout(each, file_meta(seed)).file_bytes + companion_bytes
+            for each in (records, _longest_indices(records))
+        )
+        return Plan(codecs, expected, longest)
 
     if options.codec != "planes" or options.planes is not None or storage_bytes is None:
         found = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
-        _require(found, storage_bytes, reserve, spec)
+        _require(found, storage_bytes, spec)
         return found
     best = sized(_uniform(spec, options, 1))
-    _require(best, storage_bytes, reserve, spec)
-    room = int(storage_bytes / (1 + reserve))
+    _require(best, storage_bytes, spec)
     for planes in range(2, PLANES_MOST + 1):
         candidate = sized(_uniform(spec, options, planes))
-        if candidate.size_bytes > room:
-            return _promote(spec, sized, best, room)
+        if candidate.size_bytes_max > storage_bytes:
+            return _promote(spec, sized, best, storage_bytes)
         best = candidate
     return best
 
 
-def _require(found: Plan, storage_bytes: int | None, reserve: float, spec: ModelSpec) -> None:
-    needed = math.ceil(found.size_bytes * (1 + reserve))
+def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
+    needed = found.size_bytes_max
     if storage_bytes is not None and needed > storage_bytes:
         bits = 8 * needed / parameter_count(spec)
         raise BudgetError(
@@ -187,7 +186,7 @@ def _promote(
         assert isinstance(codec, Planes)
         more = replace(codec, options=replace(codec.options, planes=codec.options.planes + 1))
         trial = sized({**best.codecs, tensor.name: more})
-        if trial.size_bytes <= size_bytes_max:
+        if trial.size_bytes_max <= size_bytes_max:
             best = trial
     return best
 
@@ -208,13 +207,6 @@ def input_name(tensor: TensorSpec) -> str:
     if tensor.layer is None:
         return f"{tensor.name}.in"
     return f"layers.{tensor.layer}.{SITE_OF_ROLE[tensor.role].value}"
-
-
-def artefact_bytes(
-    spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec], seed: int = 0
-) -> int:
-    """Bytes of the weights file: exact but for outlier indices (see codec/outliers.py)."""
-    return plan_layout(record_plans(spec, dtypes, codecs, seed), file_meta(seed)).file_bytes
 
 
 def file_meta(seed: int) -> dict[str, int]:
@@ -249,6 +241,19 @@ def record_plans(
             records[first] = replace(records[first], begins_run=True)
             layer = tensor.layer
     return records
+
+
+def _longest_indices(records: list[RecordPlan]) -> list[RecordPlan]:
+    """The same records with every index of outliers as long as it can be: one skip for each SKIP
+    columns of a row, or 16 bits an outlier (codec/outliers.py)."""
+    found = []
+    for record in records:
+        extents = dict(record.extents)
+        if "outlier_index" in extents:
+            rows, cols, count = (int(record.attributes[k]) for k in ("rows", "cols", "outliers"))
+            extents["outlier_index"] = min(2 * count, count + rows * ((cols - 1) // SKIP))
+        found.append(replace(record, extents=extents))
+    return found
 
 
 def _attributes(codec: Codec, tensor: TensorSpec, dtype: str) -> dict[str, int | float | str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
-from loop_singular_bit.compress.allocate import INDEX_TOLERANCE, CodecOptions
+from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.card import model_card
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
@@ -224,9 +224,10 @@ def evaluate_written(
 
 
 def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any]:
-    size, planned = measured.size_bytes, measured.written.plan.size_bytes
-    if abs(size / planned - 1) > INDEX_TOLERANCE:
-        raise FormatError(f"the artefact has {size} bytes, planned were {planned}")
+    size, plan = measured.size_bytes, measured.written.plan
+    planned, most = plan.size_bytes, plan.size_bytes_max
+    if size > most or (most == planned and size != planned):
+        raise FormatError(f"the artefact has {size} bytes, planned were {planned}, at most {most}")
     parameters = parameter_count(source.spec)
     run = measured.run
     quality = asdict(measured.quality)
