@@ -14,6 +14,7 @@ from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceErr
 _COMMANDS = (
     "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
 )  # fmt: skip
+_INSTRUCTION_SETS = ("scalar", "avx2", "avx512vnni")
 _MODULES = {"eval": "evaluate"}
 
 
@@ -49,6 +50,9 @@ def cli() -> None:
     Exit codes: 0 done, 2 usage, 3 a target was missed, 4 input refused, 5 I/O or resources,
     6 interrupted.
     """
+    cap = os.environ.get("LSB_ISA")
+    if cap and cap not in _INSTRUCTION_SETS:
+        raise UsageError(f"LSB_ISA is {cap!r}: expected one of {', '.join(_INSTRUCTION_SETS)}")
 
 
 def main() -> None:
