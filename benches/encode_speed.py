@@ -2,8 +2,8 @@
 
     python benches/encode_speed.py [--rows 4096] [--cols 4096]
 
-The native encoder alone, then the whole codec (rotation, factor of the Hessian, encoder, refit), on a
-random matrix. Median of 5. Writes benches/results/encode_speed.json.
+The native encoder alone, then the whole codec (rotation, factor of the Hessian, encoder, refit), on
+a random matrix. Median of 5. Writes benches/results/encode_speed.json.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def main() -> None:
     panels = feedback_panels(H, 4)
     streams = [np.zeros(_native.stream_bytes(rows, cols, 256), np.uint8) for _ in range(PLANES)]
     decoded = np.empty((rows, cols), np.int16)
-    target = W * table_set(7).sigma
+    target, tables = W * table_set(7).sigma, native_tables(7, PLANES)
     found = {}
     for threads in sorted({1, usable_cores()}):
         _native.set_threads(threads)
         native = median_seconds(
-            lambda: _native.encode(target, panels, native_tables(7, PLANES), 256, 4, streams, decoded)
+            lambda: _native.encode(target, panels, tables, 256, 4, streams, decoded)
         )
         whole = median_seconds(
             lambda: encode(W, transform, PlaneOptions(PLANES), H=H, panels=feedback_panels(H, 4))

@@ -1,4 +1,4 @@
-"""Quality of the linear layers at L=7 on SmolLM2-135M off its grid: 3 and 4 planes, 0 and 2 % outliers.
+"""Quality of SmolLM2-135M off its grid, linear layers at L=7: 3 and 4 planes, 0 and 2 % outliers.
 
     python benches/quality_smollm2.py MODEL_DIR TEXT [--calibration FILE] [--tokens 4096]
 
@@ -56,8 +56,9 @@ def main() -> None:
     for (planes, ratio), result in zip(VARIANTS, results, strict=True):
         rows.append({"planes": planes, "outlier_ratio": ratio} | {k: result[k] for k in KEPT})
         print(
-            f"{planes} planes, {100 * ratio:g} % outliers: PPL {result['perplexity_original']:.2f} -> "
-            f"{result['perplexity']:.2f} ({result['quality_loss']:+.1f} %), KL {result['kl_mean']:.4f}"
+            f"{planes} planes, {100 * ratio:g} % outliers: "
+            f"PPL {result['perplexity_original']:.2f} -> {result['perplexity']:.2f} "
+            f"({result['quality_loss']:+.1f} %), KL {result['kl_mean']:.4f}"
         )
     calibration = "self-sampled" if text is None else "given text"
     write_result(

@@ -5,7 +5,7 @@
 Plane j is trained on what planes 1..j-1 leave of a unit Gaussian: start from shuffled Gaussian
 quantiles (several seeds, the best after a few rounds goes on), then rounds of (Viterbi, centroid).
 Entries are int8; the first four planes share one unit, chosen so that their largest values add up
-to 127. Planes 5..8 use an eighth of it, and their tails are cut so that theirs add up to 127 as well.
+to 127. Planes 5..8 use an eighth of it, and their tails are cut so that theirs add up to 127 too.
 Prints the mean squared error after each plane, before the cut.
 """
 

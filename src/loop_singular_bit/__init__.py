@@ -1,11 +1,11 @@
 """Loop Singular Bit: compress a causal language model and run it inside stated budgets.
 
-    from loop_singular_bit import LoopCompressor
-    results = LoopCompressor(target_storage_gb=4.0).compress_model("path/or/hub-id")
-    results["compression_ratio"], results["quality_loss"], results["all_targets_achieved"]
+from loop_singular_bit import LoopCompressor
+results = LoopCompressor(target_storage_gb=4.0).compress_model("path/or/hub-id")
+results["compression_ratio"], results["quality_loss"], results["all_targets_achieved"]
 
-    from loop_singular_bit import open_model
-    with open_model("artefact") as model, model.session() as session: ...
+from loop_singular_bit import open_model
+with open_model("artefact") as model, model.session() as session: ...
 """
 
 from __future__ import annotations

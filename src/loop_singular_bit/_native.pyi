@@ -37,16 +37,32 @@ def use_tier(name: str) -> None: ...
 def active_tier() -> str: ...
 def stream_bytes(rows: int, cols: int, tile_rows: int) -> int: ...
 def planes_matmul(
-    streams: Sequence[_U8], rows: int, cols: int, tile_rows: int, tables: PlaneTables,
-    row_scale: _F32, x: PackedRows, out: _F32,
+    streams: Sequence[_U8],
+    rows: int,
+    cols: int,
+    tile_rows: int,
+    tables: PlaneTables,
+    row_scale: _F32,
+    x: PackedRows,
+    out: _F32,
 ) -> None: ...
 def planes_decode(
-    streams: Sequence[_U8], rows: int, cols: int, tile_rows: int, tables: PlaneTables,
-    row_begin: int, out: _I16,
+    streams: Sequence[_U8],
+    rows: int,
+    cols: int,
+    tile_rows: int,
+    tables: PlaneTables,
+    row_begin: int,
+    out: _I16,
 ) -> None: ...
 def encode(
-    target: _F32, feedback: _F32 | None, tables: PlaneTables, tile_rows: int, block: int,
-    streams: Sequence[_U8], decoded: _I16,
+    target: _F32,
+    feedback: _F32 | None,
+    tables: PlaneTables,
+    tile_rows: int,
+    block: int,
+    streams: Sequence[_U8],
+    decoded: _I16,
 ) -> None: ...
 def dense_matmul(kind: int, w: _Any, scale: _F32 | None, x: _F32, out: _F32) -> None: ...
 def sparse_matmul(
@@ -57,11 +73,15 @@ def rotate(
 ) -> None: ...
 def rms_norm(x: _F32, gain: _F32, eps: float, out: _F32) -> None: ...
 def rope(x: _F32, cosine: _F32, sine: _F32, position: _I32, head_dim: int) -> None: ...
-def store_kv(
-    keys: _U16, values: _U16, k: _F32, v: _F32, slot: _I32, position: _I32
-) -> None: ...
+def store_kv(keys: _U16, values: _U16, k: _F32, v: _F32, slot: _I32, position: _I32) -> None: ...
 def attend(
-    keys: _U16, values: _U16, q: _F32, heads: int, slot: _I32, position: _I32, window: int,
+    keys: _U16,
+    values: _U16,
+    q: _F32,
+    heads: int,
+    slot: _I32,
+    position: _I32,
+    window: int,
     out: _F32,
 ) -> None: ...
 def swiglu(gate: _F32, up: _F32, out: _F32) -> None: ...

@@ -127,15 +127,20 @@ def test_norm_epsilon_is_required() -> None:
 
 
 def test_hidden_size_that_the_heads_do_not_divide() -> None:
-    message = refusal(config(hidden_size=66))
-    assert "hidden_size is 66, expected a multiple of num_attention_heads (4)" in message
+    message = refusal(config(hidden_size=68, num_attention_heads=8))
+    assert "hidden_size is 68, expected a multiple of num_attention_heads (8)" in message
 
 
-def test_odd_head_size() -> None:
-    assert "hidden_size is 60, expected an even size per head, not 15" in refusal(
-        config(hidden_size=60)
+def test_head_size_that_the_kernels_do_not_take() -> None:
+    assert "hidden_size is 96, expected a multiple of 16 per head, not 24" in refusal(
+        config(hidden_size=96)
     )
-    assert "head_dim is 15, expected an even number" in refusal(config(head_dim=15))
+    assert "head_dim is 24, expected a multiple of 16" in refusal(config(head_dim=24))
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size"])
+def test_width_that_is_no_multiple_of_four(name: str) -> None:
+    assert f"{name} is 66, expected a multiple of 4" in refusal(config(**{name: 66}))
 
 
 @pytest.mark.parametrize("kv_heads", [3, 8])

@@ -55,7 +55,7 @@ class KVCache:
         self.slots, self.context = slots, round_context(context)
         shape = (spec.layers if layers is None else layers, slots, spec.kv_heads)
         blocks = self.context // POSITION_BLOCK
-        # Written, not only mapped: memory that is reserved is in use from the start. And zero, since
+        # Written, not only mapped: what is reserved is in use from the start. And zero, since
         # attention multiplies the unused places of a block by zero.
         self._keys = np.full((*shape, blocks, spec.head_dim, POSITION_BLOCK), 0, np.uint16)
         self._values = np.full((*shape, self.context, spec.head_dim), 0, np.uint16)

@@ -6,6 +6,9 @@ from loop_singular_bit.models.config_fields import ConfigFields
 from loop_singular_bit.models.rope_config import rope_from_config
 from loop_singular_bit.models.spec import ModelSpec
 
+HEAD_DIM_MULTIPLE = 16  # lanes of the attention kernels
+WIDTH_MULTIPLE = 4  # columns that one dot product of int8 takes
+
 
 def decoder_spec(
     fields: ConfigFields, family: str, *, attention_bias: bool, sliding_window: int | None
@@ -13,13 +16,13 @@ def decoder_spec(
     """Sizes and options of a Llama-shaped network. Raises ConfigError naming the field."""
     if fields.text("hidden_act", "silu") != "silu":
         raise fields.bad("hidden_act", '"silu"')
-    hidden, heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
+    hidden, heads = _width(fields, "hidden_size"), fields.positive_int("num_attention_heads")
     theta, scaling = rope_from_config(fields)
     return ModelSpec(
         family=family,
         vocab=fields.positive_int("vocab_size"),
         hidden=hidden,
-        intermediate=fields.positive_int("intermediate_size"),
+        intermediate=_width(fields, "intermediate_size"),
         layers=fields.positive_int("num_hidden_layers"),
         heads=heads,
         kv_heads=_kv_heads(fields, heads),
@@ -50,14 +53,23 @@ def _kv_heads(fields: ConfigFields, heads: int) -> int:
     return kv_heads
 
 
+def _width(fields: ConfigFields, name: str) -> int:
+    width = fields.positive_int(name)
+    if width % WIDTH_MULTIPLE:
+        raise fields.bad(name, f"a multiple of {WIDTH_MULTIPLE}")
+    return width
+
+
 def _head_dim(fields: ConfigFields, hidden: int, heads: int) -> int:
     head_dim = fields.optional_positive_int("head_dim")
     if head_dim is None:
         if hidden % heads:
             raise fields.bad("hidden_size", f"a multiple of num_attention_heads ({heads})")
         head_dim = hidden // heads
-        if head_dim % 2:
-            raise fields.bad("hidden_size", f"an even size per head, not {head_dim}")
-    if head_dim % 2:
-        raise fields.bad("head_dim", "an even number (rotary pairs)")
+        if head_dim % HEAD_DIM_MULTIPLE:
+            raise fields.bad(
+                "hidden_size", f"a multiple of {HEAD_DIM_MULTIPLE} per head, not {head_dim}"
+            )
+    if head_dim % HEAD_DIM_MULTIPLE:
+        raise fields.bad("head_dim", f"a multiple of {HEAD_DIM_MULTIPLE}")
     return head_dim
