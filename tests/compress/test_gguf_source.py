@@ -41,7 +41,7 @@ def refusal(path: Path, error: type[LoopError]) -> str:
 def test_same_values_as_the_directory(
     tmp_path: Path, family: str, dtype: str, kind: str, tied: bool
 ) -> None:
-    sizes = {"tied": tied, "heads": 8, "kv_heads": 4}
+    sizes = {"tied": tied, "hidden": 128, "heads": 8, "kv_heads": 4}
     directory = open_hf_directory(write_tiny_model(tmp_path / "hf", family, dtype=dtype, **sizes))
     gguf = open_gguf_file(write_tiny_gguf(tmp_path / "m.gguf", family, quantization=kind, **sizes))
     assert gguf.spec.tied_head == tied

@@ -156,8 +156,8 @@ def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Pat
     ):
         pass
     message = str(caught.value)
-    needed = round(plans(tiny_artefact)[1] / 1e6)
-    assert message.startswith(f"--ram-mb 9: the plan needs {needed} MB (process 54")
+    needed = plans(tiny_artefact)[1] / 1e6
+    assert message.startswith(f"--ram-mb 9: the plan needs {needed:.1f} MB (process 54")
     for holder in ("embedding and head", "layers", "kv", "activations", "rotary"):
         assert f"{holder} " in message
     assert message.endswith("; lower --context 256 or raise --ram-mb")
