@@ -2,20 +2,34 @@
 
 static inline uint64_t word_at(const uint8_t* p) { uint64_t w; std::memcpy(&w, p, 8); return w; }
 
-// 64 weights (+128) of the chunk whose previous word is at `at[k]`: four at a time by table.
+// 64 weights (+128) of one chunk, four at a time by table. at[k] points at the tile's prefix word.
+template <int K>
 static inline void decode_chunk(const PlanesView& v, const uint8_t* const* at, int64_t chunk,
                                 uint8_t* out) {
   const int window = v.tables->window;
   const uint32_t mask = (1u << (window + 3)) - 1;
-  uint32_t sum[kRowGroup] = {};
-  for (int k = 0; k < v.count; ++k) {
-    const uint32_t* fours = v.tables->fours[v.first + k];
+  const uint32_t* fours[K];
+  uint64_t low[K], high[K];
+  for (int k = 0; k < K; ++k) {
+    fours[k] = v.tables->fours[v.first + k];
     const uint64_t before = word_at(at[k] + 8 * chunk), now = word_at(at[k] + 8 * chunk + 8);
-    // 67 bits are wanted: the window - 1 bits before the chunk, then the chunk.
-    const unsigned __int128 bits = (((unsigned __int128)now << 64) | before) >> (65 - window);
-    for (int r = 0; r < kRowGroup; ++r) sum[r] += fours[(uint32_t)(bits >> (4 * r)) & mask];
+    // From the oldest bit of the first window on: window - 1 bits of `before`, then `now`.
+    low[k] = before >> (65 - window) | now << (window - 1);
+    high[k] = now >> (33 - window);  // the same, 32 bits on
   }
-  std::memcpy(out, sum, kChunk);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRowGroup; ++r) {
+    uint32_t sum = 0;
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      uint64_t bits = r < 8 ? low[k] >> (4 * r) : high[k] >> (4 * r - 32);
+#if defined(__GNUC__)
+      __asm__("" : "+r"(bits));  // keeps this scalar: gathers are several times slower than loads
+#endif
+      sum += fours[k][(uint32_t)bits & mask];
+    }
+    std::memcpy(out + 4 * r, &sum, 4);
+  }
 }
 
 struct TileCursor {  // where a row group's chunks lie
@@ -33,10 +47,20 @@ static inline TileCursor locate(const PlanesView& v, int64_t group) {
   return cursor;
 }
 
-static void decode_group_plain(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
+template <int K>
+static void decode_chunks(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
   TileCursor cursor = locate(v, group);
   for (int64_t q = 0; q < v.geometry.quads(); ++q)
-    decode_chunk(v, cursor.at, q * cursor.step + cursor.index, out + q * out_step);
+    decode_chunk<K>(v, cursor.at, q * cursor.step + cursor.index, out + q * out_step);
+}
+
+static void decode_group_plain(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
+  switch (v.count) {
+    case 1: return decode_chunks<1>(v, group, out, out_step);
+    case 2: return decode_chunks<2>(v, group, out, out_step);
+    case 3: return decode_chunks<3>(v, group, out, out_step);
+    default: return decode_chunks<4>(v, group, out, out_step);
+  }
 }
 
 static inline void finish(const int32_t* acc, const int32_t* offset, const float* scale, int64_t tokens,

@@ -306,7 +306,7 @@ def test_an_interrupt_leaves_nothing_behind(
         assert list((tmp_path / "out.partial").iterdir())  # in the middle of writing
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loop_singular_bit.compress.pipeline._Job.write_top", interrupted)
+    monkeypatch.setattr("loop_singular_bit.compress.pipeline._Job._write_top", interrupted)
     outcome = lsb("compress", tiny_model, "-o", tmp_path / "out", *INT8)
     assert outcome.refused(6, "run again")
     assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ _ROWS = (
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the 4-plane artefact.")
 @click.option("--model", help="Another model [default: SmolLM2-135M-Instruct, fetched once].")
 @click.option("--tokens", default=2048, show_default=True, help="Tokens to evaluate on.")
-@click.option("--calibration-tokens", default=8192, show_default=True, help="To calibrate on.")
+@click.option("--calibration-tokens", default=6144, show_default=True, help="To calibrate on.")
 @threads_option
 @quiet_flag
 def demo(

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 TILE_ROWS = 256
 BLOCK_MAX = 64
+PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
 CHUNK_ROWS = 4096  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
 ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
 
@@ -41,7 +42,8 @@ class PlaneOptions:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """relative_error: ||E||^2 / ||W||^2; proxy_loss: tr(E H E^T) / tr(W H W^T), H damped.
+    """relative_error: ||E||^2 / ||W||^2; proxy_loss: tr(E H E^T) / tr(W H W^T), H damped, over
+    PROXY_ROWS evenly spaced rows of every CHUNK_ROWS.
 
     Planes: W is what the planes see (outliers zero, rotated and scaled) and H is in that basis, the
     identity if none is given. Baselines: W is the stored matrix and H the identity.
@@ -119,21 +121,23 @@ def _refit(
     W: Floats, decoded: npt.NDArray[np.int16], unit: Floats, H: Floats | None
 ) -> tuple[Floats, npt.NDArray[np.float64]]:
     """Least-squares amplitude of each output channel under H, and the sums of an EncodeReport:
-    ||E||^2, ||W||^2, tr(E H E^T), tr(W H W^T)."""
+    ||E||^2, ||W||^2 over all rows, tr(E H E^T), tr(W H W^T) over the rows of the proxy."""
     Q = decoded.astype(np.float32)
-    HQ, HW = Q, W
+    proxy = slice(None, None, -(-len(W) // PROXY_ROWS))
+    HQ, HW = Q, W[proxy]
     if H is not None:
-        HQ, HW = np.empty_like(Q), np.empty_like(W)
+        HQ, HW = np.empty_like(Q), np.empty_like(W[proxy])
         _native.dense_matmul(0, H, None, Q, HQ)
-        _native.dense_matmul(0, H, None, W, HW)
+        _native.dense_matmul(0, H, None, np.ascontiguousarray(W[proxy]), HW)
 
     def dot(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
         return np.asarray(np.einsum("rc,rc->r", a, b, dtype=np.float64))
 
-    wq, qq, ww = dot(W, HQ), dot(Q, HQ), dot(W, HW)
+    wq, qq, ww = dot(W, HQ), dot(Q, HQ), dot(W[proxy], HW)
     best = np.where(qq > 0, wq / np.where(qq > 0, qq, 1), unit)
     scale = from_bf16(to_bf16(np.maximum(best, 0).astype(np.float32)))
-    lost = ww - 2 * scale * wq + scale.astype(np.float64) ** 2 * qq
+    wide = scale[proxy].astype(np.float64)
+    lost = ww - 2 * wide * wq[proxy] + wide**2 * qq[proxy]
     error = W - Q * scale[:, None]
     sums = [dot(error, error).sum(), dot(W, W).sum(), lost.sum(), ww.sum()]
     return scale, np.array(sums)

@@ -16,7 +16,7 @@ from loop_singular_bit.codec.codecs import (
     Uniform1,
 )
 from loop_singular_bit.codec.outliers import SKIP
-from loop_singular_bit.codec.planes import ROW_TILE_ROWS, PlaneOptions
+from loop_singular_bit.codec.planes import ROW_TILE_ROWS, TILE_ROWS, PlaneOptions
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import InputSite
@@ -154,17 +154,17 @@ def _uniform(spec: ModelSpec, options: CodecOptions, planes: int) -> dict[str, C
     )
     if isinstance(linear, Outlier1) and options.outlier_ratio:
         linear = replace(linear, outlier_ratio=options.outlier_ratio)
-    top = _top_codec(options, planes)
     codecs: dict[str, Codec] = {}
     for tensor in all_tensors(spec):
         if tensor.role in LINEAR_ROLES:
             codecs[tensor.name] = linear
         elif tensor.role in (Role.EMBEDDING, Role.HEAD):
-            codecs[tensor.name] = top
+            looked_up_only = tensor.role is Role.EMBEDDING and not spec.tied_head
+            codecs[tensor.name] = _top_codec(options, planes, looked_up_only)
     return codecs
 
 
-def _top_codec(options: CodecOptions, planes: int) -> Codec:
+def _top_codec(options: CodecOptions, planes: int, looked_up_only: bool) -> Codec:
     """Codec of the embedding and the head. The naive baselines keep them at 8 bits: a model whose
     head is one bit says nothing about its layers."""
     if options.embedding != "planes":
@@ -172,8 +172,9 @@ def _top_codec(options: CodecOptions, planes: int) -> Codec:
     if options.codec != "planes":
         return BASELINES["raw" if options.codec == "raw" else "int8"]
     more = min(planes + EMBEDDING_PLANES_MORE, PLANES_MOST)
-    # Rows are read one by one, so their tiles are low; without feedback a block is a whole tile.
-    return Planes(PlaneOptions(more, options.window, 64, ROW_TILE_ROWS))
+    # A head is a matrix like any other. Rows that are only looked up lie in low tiles.
+    tile_rows = ROW_TILE_ROWS if looked_up_only else TILE_ROWS
+    return Planes(PlaneOptions(more, options.window, options.block, tile_rows))
 
 
 def _promote(
@@ -214,6 +215,12 @@ def file_meta(seed: int) -> dict[str, int]:
     return {"seed": seed}
 
 
+def file_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """All tensors in the order of the file: that of a sweep, a tied embedding where the head is."""
+    tensors = list(all_tensors(spec))
+    return [*tensors[1:], tensors[0]] if spec.tied_head else tensors
+
+
 def record_plans(
     spec: ModelSpec, dtypes: Mapping[str, str], codecs: Mapping[str, Codec], seed: int = 0
 ) -> list[RecordPlan]:
@@ -221,7 +228,7 @@ def record_plans(
     records: list[RecordPlan] = []
     seen: set[str] = set()
     layer: int | None = -1
-    for tensor in all_tensors(spec):
+    for tensor in file_tensors(spec):
         first = len(records)
         dtype, codec = dtypes[tensor.name], codecs.get(tensor.name)
         if codec is None:

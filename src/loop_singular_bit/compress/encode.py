@@ -46,12 +46,24 @@ class EncodedInput:
     absolute_errors: dict[str, float]
 
 
+# Statistics of an input by (name, seed, block, outlier ratios), for artefacts made side by side.
+SharedStatistics = dict[tuple[str, int, int, tuple[float, ...]], InputStatistics]
+
+
 def encode_input(
-    name: str, matrices: list[Matrix], codecs: Mapping[str, Codec], H: Floats | None, seed: int
+    name: str,
+    matrices: list[Matrix],
+    codecs: Mapping[str, Codec],
+    H: Floats | None,
+    seed: int,
+    shared: SharedStatistics | None = None,
 ) -> EncodedInput:
-    """Encodes all matrices that read the input `name`; H [cols, cols] in the original basis."""
+    """Encodes all matrices that read the input `name`; H [cols, cols] in the original basis.
+
+    shared: statistics found there are used again, and new ones are left there.
+    """
     rotated = [(m, c) for m in matrices if isinstance(c := codecs[m.name], Planes)]
-    statistics = _input_statistics(name, rotated, H, seed) if rotated else None
+    statistics = _input_statistics(name, rotated, H, seed, shared) if rotated else None
     weights: dict[str, Weight] = {}
     reports: dict[str, EncodeReport] = {}
     errors: dict[str, float] = {}
@@ -67,14 +79,24 @@ def encode_input(
 
 
 def _input_statistics(
-    name: str, matrices: list[tuple[Matrix, Planes]], H: Floats | None, seed: int
+    name: str,
+    matrices: list[tuple[Matrix, Planes]],
+    H: Floats | None,
+    seed: int,
+    shared: SharedStatistics | None,
 ) -> InputStatistics:
-    transform = InputTransform(channel_scale(matrices), input_seed(name, seed))
-    if H is None:
-        return InputStatistics(transform)
-    rotated = damped(transform.hessian(H), DAMPING)
     block = min(codec.options.block for _, codec in matrices)
-    return InputStatistics(transform, rotated, feedback_panels(rotated, block))
+    key = name, seed, block, tuple(codec.outlier_ratio for _, codec in matrices)
+    if shared is not None and key in shared:
+        return shared[key]
+    transform = InputTransform(channel_scale(matrices), input_seed(name, seed))
+    found = InputStatistics(transform)
+    if H is not None:
+        rotated = damped(transform.hessian(H), DAMPING)
+        found = InputStatistics(transform, rotated, feedback_panels(rotated, block))
+    if shared is not None:
+        shared[key] = found
+    return found
 
 
 def channel_scale(matrices: list[tuple[Matrix, Planes]]) -> Floats:

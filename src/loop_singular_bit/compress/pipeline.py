@@ -21,9 +21,20 @@ from loop_singular_bit.codec.codecs import Codec
 from loop_singular_bit.codec.planes import EncodeReport
 from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector, pack_weight
 from loop_singular_bit.compress import allocate, calibrate
-from loop_singular_bit.compress.allocate import SITE_OF_ROLE, CodecOptions, Plan, input_name
+from loop_singular_bit.compress.allocate import (
+    SITE_OF_ROLE,
+    CodecOptions,
+    Plan,
+    file_tensors,
+    input_name,
+)
 from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics, Tokens
-from loop_singular_bit.compress.encode import EncodedInput, Matrix, encode_input
+from loop_singular_bit.compress.encode import (
+    EncodedInput,
+    Matrix,
+    SharedStatistics,
+    encode_input,
+)
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container.writer import ContainerWriter
@@ -38,7 +49,6 @@ from loop_singular_bit.errors import (
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
     ModelSpec,
-    Role,
     TensorSpec,
     all_tensors,
     layer_tensors,
@@ -182,10 +192,14 @@ def write_artefacts(
         jobs = [_Job(source, stack.enter_context(_writer(w, seed)), seed, w) for w in results]
         for job in jobs:
             job.write_embedding()
+        # Kept only for several artefacts at once: one alone frees each factor when it is used.
+        shared: SharedStatistics | None = {} if len(jobs) > 1 else None
         stream = calibrate.statistics(network, tokens) if tokens is not None else _plain(network)
         for found in stream:
             for job in jobs:
-                job.write(found)
+                job.write(found, shared)
+            if shared is not None:
+                shared.clear()
             if isinstance(found, LayerStatistics):
                 progress("layer", found.index + 1, source.spec.layers)
     for written in results:
@@ -219,12 +233,14 @@ class _Job:
     def codecs(self) -> Mapping[str, Codec]:
         return self.written.plan.codecs
 
-    def write(self, found: LayerStatistics | HeadStatistics) -> None:
+    def write(
+        self, found: LayerStatistics | HeadStatistics, shared: SharedStatistics | None
+    ) -> None:
         """The next part of the network."""
         if isinstance(found, LayerStatistics):
-            self.write_layer(found)
+            self._write_layer(found, shared)
         else:
-            self.write_top(found)
+            self._write_top(found, shared)
 
     def _add(self, name: str, payload: Payload) -> None:
         self.writer.add(name, payload.kind, payload.attributes, payload.extents)
@@ -246,13 +262,21 @@ class _Job:
         self.written.absolute_errors |= encoded.absolute_errors
 
     def write_embedding(self) -> None:
-        """The embedding: looked up by token, so its rows are encoded without statistics."""
-        self.writer.begin_run()
-        tensor = next(t for t in all_tensors(self.source.spec) if t.role is Role.EMBEDDING)
-        matrices = [self._matrix(tensor)]
-        self._encoded(encode_input(input_name(tensor), matrices, self.codecs, None, self.seed))
+        """An embedding that is only looked up has no input, hence no statistics. A tied one is the
+        head, and is written as such."""
+        if not self.source.spec.tied_head:
+            self.writer.begin_run()
+            self._matrices([file_tensors(self.source.spec)[0]], None, None)
 
-    def write_layer(self, found: LayerStatistics) -> None:
+    def _matrices(
+        self, tensors: list[TensorSpec], H: Floats | None, shared: SharedStatistics | None
+    ) -> None:
+        """Matrices that share an input."""
+        matrices = [self._matrix(tensor) for tensor in tensors]
+        name = input_name(tensors[0])
+        self._encoded(encode_input(name, matrices, self.codecs, H, self.seed, shared))
+
+    def _write_layer(self, found: LayerStatistics, shared: SharedStatistics | None) -> None:
         """One layer in sweep order."""
         self.writer.begin_run()
         tensors = layer_tensors(self.source.spec, found.index)
@@ -266,19 +290,11 @@ class _Job:
                 continue
             done.add(site)
             group = [t for t in tensors if SITE_OF_ROLE.get(t.role) is site]
-            matrices = [self._matrix(t) for t in group]
-            H = found.hessians.get(site)
-            self._encoded(encode_input(input_name(tensor), matrices, self.codecs, H, self.seed))
+            self._matrices(group, found.hessians.get(site), shared)
 
-    def write_top(self, found: HeadStatistics) -> None:
-        """Final norm, and the head where it is a matrix of its own."""
+    def _write_top(self, found: HeadStatistics, shared: SharedStatistics | None) -> None:
+        """Final norm, and the head."""
         self.writer.begin_run()
-        for tensor in all_tensors(self.source.spec):
-            if tensor.role is Role.FINAL_NORM:
-                self._vector(tensor)
-            elif tensor.role is Role.HEAD:
-                matrices = [self._matrix(tensor)]
-                encoded = encode_input(
-                    input_name(tensor), matrices, self.codecs, found.hessian, self.seed
-                )
-                self._encoded(encoded)
+        norm, head = file_tensors(self.source.spec)[-2:]
+        self._vector(norm)
+        self._matrices([head], found.hessian, shared)
