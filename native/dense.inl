@@ -70,19 +70,20 @@ static void dense_rows(const float* w, int64_t stride, const float* x, int64_t t
     dense_block<R, 1>(w, stride, x + t * cols, cols, out + t * out_stride, out_stride, scale);
 }
 
-// panel: 4 rows of cols rounded up to 16 floats.
+// panel: 4 rows of cols rounded up to 16 floats; float32 rows that need no padding are used in place.
 static void dense_matmul(const DenseView& w, const float* x, int64_t tokens, int64_t row_begin,
                          int64_t row_end, float* out, float* panel) {
   constexpr int R = kDenseRows;
   const int64_t stride = (w.cols + kLanes - 1) / kLanes * kLanes;
-  int64_t row = row_begin;
-  for (; row + R <= row_end; row += R) {
-    for (int r = 0; r < R; ++r) expand_row(w, row + r, panel + r * stride);
-    dense_rows<R>(panel, stride, x, tokens, w.cols, out + row, w.rows, w.scale ? w.scale + row : nullptr);
-  }
-  for (; row < row_end; ++row) {
-    expand_row(w, row, panel);
-    dense_rows<1>(panel, stride, x, tokens, w.cols, out + row, w.rows, w.scale ? w.scale + row : nullptr);
+  const bool in_place = w.kind == Dense::kF32 && stride == w.cols;
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t count = row + R <= row_end ? R : 1;
+    const float* rows = in_place ? (const float*)w.data + row * stride : panel;
+    for (int64_t r = 0; r < count && !in_place; ++r) expand_row(w, row + r, panel + r * stride);
+    const float* scale = w.scale ? w.scale + row : nullptr;
+    if (count == R) dense_rows<R>(rows, stride, x, tokens, w.cols, out + row, w.rows, scale);
+    else dense_rows<1>(rows, stride, x, tokens, w.cols, out + row, w.rows, scale);
+    row += count;
   }
 }
 
