@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_it_compares_answers_and_keeps(
     assert "> What is the capital of France?" in outcome.out
     assert f"kept: {output}" in outcome.out
     assert lsb("verify", output, "-q").code == 0
+
+
+def test_json_is_one_object_with_every_codec(tiny_model: Path, lsb: Command, short: None) -> None:
+    outcome = lsb("demo", "--model", tiny_model, "--json", *SHORT)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert list(found["codecs"]) == ["INT8", "loops: 4 planes + 0.5 %"]
+    assert found["codecs"]["INT8"]["kl_mean"] >= 0
+    assert found["prompt"] == "What is the capital of France? Answer in one sentence."
+    assert found["seconds"] > 0
 
 
 def test_an_output_that_is_not_empty_is_refused(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop_singular_bit.cli.options import quiet_flag, threads_option
-from loop_singular_bit.cli.show import print_table, progress_on_stderr, size_text
+from loop_singular_bit.cli.options import json_flag, quiet_flag, threads_option
+from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
 
 if TYPE_CHECKING:
     from loop_singular_bit.compress.compressor import CompressionResult
@@ -34,9 +34,10 @@ _ROWS = (
 @click.option("--calibration-tokens", default=6144, show_default=True, help="To calibrate on.")
 @threads_option
 @quiet_flag
+@json_flag
 def demo(
     output: Path | None, model: str | None, tokens: int, calibration_tokens: int,
-    threads: int | None, quiet: bool,
+    threads: int | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compress a real model five ways, compare, and let it answer a question.
 
@@ -55,19 +56,28 @@ def demo(
         results = _compress_all(
             source, Path(folder), best, tokens, calibration_tokens, threads, progress
         )
-        title = (
-            f"{Path(source).name}: perplexity {results[0]['perplexity_original']:.2f} before; "
-            f"{results[0]['eval_tokens']} tokens of Python's language reference"
-        )
-        rows = [_row(name, result) for (name, *_), result in zip(_ROWS, results, strict=True)]
-        print_table(title, _HEADER, rows)
+        if not as_json:
+            _show_table(Path(source).name, results)
         answer, speed = _answer(best, threads)
+    seconds = time.monotonic() - started
+    if as_json:
+        rows = {name: dict(result) for (name, *_), result in zip(_ROWS, results, strict=True)}
+        values = {"model": Path(source).name, "codecs": rows, "prompt": PROMPT, "answer": answer}
+        print_json(values | {"generated_per_second": speed, "seconds": seconds})
+        return
     click.echo(f"\n> {PROMPT}\n{answer}\n")
-    click.echo(
-        f"[4 planes, {speed:.1f} tokens/s; everything took {time.monotonic() - started:.0f} s]"
-    )
+    click.echo(f"[4 planes, {speed:.1f} tokens/s; everything took {seconds:.0f} s]")
     if output is not None:
         click.echo(f"kept: {output} (try: lsb chat {output})")
+
+
+def _show_table(model: str, results: list[CompressionResult]) -> None:
+    title = (
+        f"{model}: perplexity {results[0]['perplexity_original']:.2f} before; "
+        f"{results[0]['eval_tokens']} tokens of Python's language reference"
+    )
+    rows = [_row(name, result) for (name, *_), result in zip(_ROWS, results, strict=True)]
+    print_table(title, _HEADER, rows)
 
 
 def _compress_all(

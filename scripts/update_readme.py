@@ -1,0 +1,105 @@
+"""Write the README's tables from benches/results, so that no figure is typed by hand.
+
+    python scripts/update_readme.py [--check]
+
+--check changes nothing and exits 1 when README.md is not what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
+
+
+def load(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benches/results/{name}.json").read_text("utf-8"))
+    return found
+
+
+def demo_table() -> str:
+    demo, machine = load("demo"), load("encode_speed")["machine"]
+    codecs = demo["codecs"]
+    first = next(iter(codecs.values()))
+    lines = [
+        f"`lsb demo`: {demo['model']}, perplexity {first['perplexity_original']:.2f} before, "
+        f"{first['eval_tokens']} tokens of Python's language reference, all bytes counted "
+        "([demo.json](benches/results/demo.json)):",
+        "",
+        "| codec | bits/weight | size | quality loss | KL | top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in codecs.items():
+        lines.append(
+            f"| {name} | {row['bits_per_weight']:.2f} | {row['size_bytes'] / 1e6:.1f} MB | "
+            f"{row['quality_loss']:+.3g} % | {row['kl_mean']:.4f} | "
+            f"{100 * row['top1_agreement']:.1f} % |"
+        )
+    lines += [
+        "",
+        f"It answers {demo['prompt']!r} with {demo['answer']!r}. The whole demo took "
+        f"{demo['seconds']:.0f} s on {machine['cores']} cores ({machine['processor']}, "
+        f"{machine['instruction_set']}).",
+    ]
+    return "\n".join(lines)
+
+
+def quality_table() -> str:
+    quality = load("quality_smollm2")
+    first = quality["rows"][0]
+    lines = [
+        f"{quality['model']}, linear layers only (embedding and head raw), L=7, calibration "
+        f"{quality['calibration']}, {first['eval_tokens']} tokens of {quality['text']}, perplexity "
+        f"{first['perplexity_original']:.2f} before "
+        "([quality_smollm2.json](benches/results/quality_smollm2.json)):",
+        "",
+        "| planes | outliers | quality loss | KL mean | KL median | top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in quality["rows"]:
+        lines.append(
+            f"| {row['planes']} | {100 * row['outlier_ratio']:g} % | "
+            f"{row['quality_loss']:+.1f} ± {row['quality_loss_stderr']:.1f} % | "
+            f"{row['kl_mean']:.4f} | {row['kl_median']:.4f} | {100 * row['top1_agreement']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def facts() -> str:
+    parity, speed = load("parity_smollm2"), load("encode_speed")["by_threads"]
+    distortion = load("table_distortion")["mean_squared_error_by_planes"]
+    most = speed[max(speed, key=int)]
+    return (
+        f"Three planes leave {100 * distortion['L=7'][2]:.1f} % of a Gaussian's energy, three sign "
+        f"planes {100 * distortion['sign planes'][2]:.1f} % "
+        "([table_distortion.json](benches/results/table_distortion.json)). The engine agrees with "
+        f"transformers on SmolLM2-135M to a mean KL of {parity['mean_kl']:.1e} "
+        "([parity_smollm2.json](benches/results/parity_smollm2.json)). Encoding three planes with "
+        f"feedback: {most['encoder_weights_per_second_per_core'] / 1e6:.1f} million weights a "
+        f"second and core in the encoder, "
+        f"{most['codec_weights_per_second_per_core'] / 1e6:.1f} with everything around it "
+        "([encode_speed.json](benches/results/encode_speed.json))."
+    )
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    results = "\n\n".join([demo_table(), quality_table(), facts()])
+    wanted = f"{before}{BEGIN}\n{results}\n{END}{after}"
+    if "--check" in sys.argv[1:]:
+        if wanted != text:
+            print("README.md differs from benches/results: run scripts/update_readme.py")
+        return int(wanted != text)
+    path.write_text(wanted, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
