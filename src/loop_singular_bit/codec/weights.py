@@ -105,6 +105,10 @@ class DenseWeight:
         )  # fmt: skip
         return part.dense()
 
+    def dense_rows(self, start: int, stop: int) -> Floats:
+        """float32 [stop - start, cols] of consecutive rows."""
+        return self.read_rows(np.arange(start, stop))
+
     def dense(self) -> Floats:
         """The whole matrix as float32 [rows, cols]."""
         if self.kind is DenseKind.F32:
@@ -172,13 +176,17 @@ class PlanesWeight:
             W += self.outliers.take(rows).dense(self.cols)
         return W
 
-    def dense(self) -> Floats:
-        """The whole matrix as float32 [rows, cols]."""
-        Q = self.integers().astype(np.float32) * self.row_scale[:, None]
+    def dense_rows(self, start: int, stop: int) -> Floats:
+        """float32 [stop - start, cols] of consecutive rows."""
+        Q = self.integers(start, stop).astype(np.float32) * self.row_scale[start:stop, None]
         W = self.transform.restore_weights(Q)
         if self.outliers is not None:
-            W += self.outliers.dense(self.cols)
+            W += self.outliers.take(np.arange(start, stop)).dense(self.cols)
         return W
+
+    def dense(self) -> Floats:
+        """The whole matrix as float32 [rows, cols]."""
+        return self.dense_rows(0, self.rows)
 
 
 Weight = DenseWeight | PlanesWeight

@@ -13,7 +13,7 @@ from loop_singular_bit.codec.codecs import Codec, InputStatistics, Planes
 from loop_singular_bit.codec.feedback import damped, feedback_panels
 from loop_singular_bit.codec.numbers import from_bf16, from_pattern, to_bf16
 from loop_singular_bit.codec.outliers import select
-from loop_singular_bit.codec.planes import EncodeReport
+from loop_singular_bit.codec.planes import CHUNK_ROWS, EncodeReport
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.weights import Weight
 
@@ -72,10 +72,20 @@ def encode_input(
             matrix.data, matrix.dtype, statistics
         )
         weights[matrix.name] = weight
-        lost = weight.dense() - from_pattern(matrix.data, matrix.dtype)
-        errors[matrix.name] = float(np.abs(lost).sum(dtype=np.float64))
+        errors[matrix.name] = _absolute_error(weight, matrix)
     transform = statistics.transform if statistics else None
     return EncodedInput(name, transform, weights, reports, errors)
+
+
+def _absolute_error(weight: Weight, matrix: Matrix) -> float:
+    """Sum of |W - W'|, some rows at a time."""
+    total = 0.0
+    for start in range(0, weight.rows, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, weight.rows)
+        lost = weight.dense_rows(start, stop)
+        lost -= from_pattern(matrix.data[start:stop], matrix.dtype)
+        total += float(np.abs(lost).sum(dtype=np.float64))
+    return total
 
 
 def _input_statistics(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loop_singular_bit.budget import Ledger
 from loop_singular_bit.codec.codecs import STORED_BYTES
+from loop_singular_bit.codec.planes import CHUNK_ROWS
 from loop_singular_bit.compress.allocate import Plan, record_plans
 from loop_singular_bit.compress.calibrate import ROWS_MAX
 from loop_singular_bit.compress.original import resident_layers
@@ -49,6 +50,9 @@ def compress_ram(source: Source, tokens: int) -> Ledger:
     # The Hessian in the rotated basis, its factor, the factor's flipped copy, and the panels; the
     # factor is float64 up to 4096 columns (codec/feedback.py).
     ledger.reserve("error feedback", (24 if widest <= 4096 else 16) * widest**2)
-    largest = max(max(t.count for t in layer_tensors(spec, 0)), max(t.count for t in top))
-    ledger.reserve("matrix being encoded", 26 * largest)
+    # The whole matrix as float32 with its outlier mask; choosing outliers takes two copies more.
+    linear = max(t.count for t in layer_tensors(spec, 0))
+    ledger.reserve("matrix being encoded", max(5 * max(t.count for t in top), 13 * linear))
+    # Its rows in pieces: rotated, target, decoded, refitted and restored. And the planes made.
+    ledger.reserve("rows being encoded", 34 * CHUNK_ROWS * widest + max(t.count for t in top))
     return ledger
