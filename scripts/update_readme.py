@@ -22,7 +22,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def demo_table() -> str:
-    demo, machine = load("demo"), load("encode_speed")["machine"]
+    demo = load("demo")
+    machine = demo["machine"]
     codecs = demo["codecs"]
     first = next(iter(codecs.values()))
     lines = [

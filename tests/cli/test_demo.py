@@ -8,7 +8,6 @@ import pytest
 from cli_runs import Command
 
 from loop_singular_bit.errors import ResourceError
-from loop_singular_bit.measure.probe import RunFigures
 
 # By its full name: the attribute `demo` of the package could be the command.
 demo_module = import_module("loop_singular_bit.cli.demo")
@@ -18,13 +17,8 @@ SHORT = ("--tokens", 64, "--calibration-tokens", 256, "-q")
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of the five artefacts, and no child process."""
-
-    def probe(request: object) -> RunFigures:
-        return RunFigures(50_000_000, "direct", 8, 8, 100.0, 100.0)
-
+    """Two of the five artefacts."""
     monkeypatch.setattr(demo_module, "_ROWS", (demo_module._ROWS[0], demo_module._ROWS[-1]))
-    monkeypatch.setattr("loop_singular_bit.compress.study.probe_run", probe)
 
 
 def test_it_compares_answers_and_keeps(

@@ -31,7 +31,7 @@ _ROWS = (
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the 4-plane artefact.")
 @click.option("--model", help="Another model [default: SmolLM2-135M-Instruct, fetched once].")
 @click.option("--tokens", default=2048, show_default=True, help="Tokens to evaluate on.")
-@click.option("--calibration-tokens", default=6144, show_default=True, help="To calibrate on.")
+@click.option("--calibration-tokens", default=4096, show_default=True, help="To calibrate on.")
 @threads_option
 @quiet_flag
 @json_flag
@@ -97,7 +97,7 @@ def _compress_all(
     variants[-1] = variants[-1][0], best
     return compress_variants(
         source, variants, CalibrationOptions(calibration_tokens), EvaluationOptions(tokens=tokens),
-        threads, progress,
+        threads, progress, runs=False,
     )  # fmt: skip
 
 

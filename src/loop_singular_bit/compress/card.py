@@ -37,5 +37,5 @@ def model_card(result: Mapping[str, Any]) -> str:
         **result,
         name=str(result["artefact"]).rstrip("/").rsplit("/", 1)[-1],
         top1=f"{100 * result['top1_agreement']:.1f}",
-        ram="refused: see report.json" if peak is None else f"{peak / 1e6:.0f} MB",
+        ram="not measured: see report.json" if peak is None else f"{peak / 1e6:.0f} MB",
     )

@@ -181,7 +181,7 @@ class LoopCompressor:
             found["storage"] = Target(limit, size_gb, size_gb <= limit)
         if (limit := self.budgets.ram_mb) is not None:
             run = measured.run
-            ram_mb = None if isinstance(run, BudgetError) else run.ram_peak_bytes / MEGABYTE
+            ram_mb = run.ram_peak_bytes / MEGABYTE if isinstance(run, RunFigures) else None
             found["ram"] = Target(limit, ram_mb, ram_mb is not None and ram_mb <= limit)
         if (limit := self.budgets.loss_percent) is not None:
             loss = measured.quality.quality_loss
@@ -191,11 +191,12 @@ class LoopCompressor:
 
 @dataclass(frozen=True)
 class Measured:
-    """One artefact and everything measured on it; run: figures, or why it was refused."""
+    """One artefact and everything measured on it; run: figures, why it was refused, or None where
+    no run was asked for."""
 
     written: Written
     quality: Quality
-    run: RunFigures | BudgetError
+    run: RunFigures | BudgetError | None
     seconds: float
 
     @property
@@ -243,8 +244,8 @@ def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any
         "mean_absolute_error": measured.written.mean_absolute_error(source.spec),
         "eval_tokens": quality.pop("tokens"),
         **quality,
-        "ram_peak_bytes": None if isinstance(run, BudgetError) else run.ram_peak_bytes,
-        "run": {"refused": str(run)} if isinstance(run, BudgetError) else asdict(run),
+        "ram_peak_bytes": run.ram_peak_bytes if isinstance(run, RunFigures) else None,
+        "run": asdict(run) if isinstance(run, RunFigures) else {"refused": str(run or "not run")},
         "seconds": measured.seconds,
         "compress_ram_peak_bytes": peak_rss_bytes(),
         "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},

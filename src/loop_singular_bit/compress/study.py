@@ -39,8 +39,13 @@ def compress_variants(
     evaluation: EvaluationOptions,
     threads: int | None,
     progress: Progress,
+    *,
+    runs: bool = True,
 ) -> list[CompressionResult]:
-    """Writes and measures an artefact for each (options, new directory), in order."""
+    """Writes and measures an artefact for each (options, new directory), in order.
+
+    runs: also run each in a process of its own, for its memory and speed.
+    """
     started = time.monotonic()
     _native.set_threads(usable_cores() if threads is None else threads)
     source = open_source(model)
@@ -59,7 +64,8 @@ def compress_variants(
         qualities = evaluate_written(source, written, windows, progress)
         results = []
         for (options, directory), made, quality in zip(variants, written, qualities, strict=True):
-            run = probe_run(RunRequest(str(made.directory), None, None, threads))
+            request = RunRequest(str(made.directory), None, None, threads)
+            run = probe_run(request) if runs else None
             reporter = LoopCompressor(options.outlier_ratio, None, None, None, codec=options)
             measured = Measured(made, quality, run, time.monotonic() - started)
             results.append(reporter.report(source, measured, directory))

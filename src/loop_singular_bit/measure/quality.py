@@ -137,18 +137,21 @@ def compare(
         hidden = [engine.hidden(inputs, 0, 0) for engine in engines]
         for rows in _rows(context):
             reference = _log_softmax(reference_engine.logits(x0[rows]))
+            weight = np.exp(reference)
             for engine, x, part in zip(engines, hidden, parts, strict=True):
                 scores = _log_softmax(engine.logits(x[rows]))
-                part.append(_token_figures(scores, reference, window[1:][rows]))
+                part.append(_token_figures(scores, reference, weight, window[1:][rows]))
         progress(index + 1, count)
     return [_summary(np.concatenate(part, axis=1)) for part in parts]
 
 
-def _token_figures(scores: Floats, reference: Floats, wanted: npt.NDArray[np.int64]) -> Doubles:
-    """[4, N]: loss of the network, loss of the original, KL, same top token."""
+def _token_figures(
+    scores: Floats, reference: Floats, weight: Floats, wanted: npt.NDArray[np.int64]
+) -> Doubles:
+    """[4, N]: loss of the network, of the original, KL, same top token. weight: exp(reference)."""
     each = np.arange(len(wanted))
     # Terms are float32 (both logs are), the sum over the vocabulary is float64.
-    kl = (np.exp(reference) * (reference - scores)).sum(axis=1, dtype=np.float64)
+    kl = np.einsum("rv,rv->r", weight, reference - scores, dtype=np.float64)
     same = scores.argmax(axis=1) == reference.argmax(axis=1)
     return np.stack(
         [-scores[each, wanted].astype(np.float64), -reference[each, wanted].astype(np.float64),
