@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+NOT_RUN = "not run"  # in place of the reason a run was refused
+
 _CARD = """\
 ---
 library_name: loop-singular-bit
@@ -37,5 +39,9 @@ def model_card(result: Mapping[str, Any]) -> str:
         **result,
         name=str(result["artefact"]).rstrip("/").rsplit("/", 1)[-1],
         top1=f"{100 * result['top1_agreement']:.1f}",
-        ram="not measured: see report.json" if peak is None else f"{peak / 1e6:.0f} MB",
+        ram=_without_peak(result) if peak is None else f"{peak / 1e6:.0f} MB",
     )
+
+
+def _without_peak(result: Mapping[str, Any]) -> str:
+    return "not run" if result["run"]["refused"] == NOT_RUN else "refused: see report.json"

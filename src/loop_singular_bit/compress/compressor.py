@@ -16,7 +16,7 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
 from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.card import model_card
+from loop_singular_bit.compress.card import NOT_RUN, model_card
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
@@ -245,7 +245,7 @@ def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any
         "eval_tokens": quality.pop("tokens"),
         **quality,
         "ram_peak_bytes": run.ram_peak_bytes if isinstance(run, RunFigures) else None,
-        "run": asdict(run) if isinstance(run, RunFigures) else {"refused": str(run or "not run")},
+        "run": asdict(run) if isinstance(run, RunFigures) else {"refused": str(run or NOT_RUN)},
         "seconds": measured.seconds,
         "compress_ram_peak_bytes": peak_rss_bytes(),
         "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},
