@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 TILE_ROWS = 256
 BLOCK_MAX = 64
 PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
-CHUNK_ROWS = 4096  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
+CHUNK_ROWS = 1024  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
 ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
 
 
