@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
-from loop_singular_bit.codec.numbers import DenseKind, from_bf16, from_pattern
+from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import (
     ACTIVATION_GROUP_MAX,
@@ -111,17 +111,13 @@ class DenseWeight:
 
     def dense(self) -> Floats:
         """The whole matrix as float32 [rows, cols]."""
-        if self.kind is DenseKind.F32:
-            W = self.data.astype(np.float32)
-        elif self.kind is DenseKind.F16:
-            W = self.data.view(np.float16).astype(np.float32)
-        elif self.kind is DenseKind.BF16:
-            W = from_bf16(self.data.view(np.uint16))
+        if self.kind is DenseKind.SIGN:
+            bits = np.unpackbits(self.data.view(np.uint8), axis=1, bitorder="little")
+            W = 2 * bits[:, : self.cols].astype(np.float32) - 1
         elif self.kind is DenseKind.I8:
             W = self.data.astype(np.float32)
         else:
-            bits = np.unpackbits(self.data.view(np.uint8), axis=1, bitorder="little")
-            W = 2 * bits[:, : self.cols].astype(np.float32) - 1
+            W = from_pattern(self.data, self.kind.name.lower())  # type: ignore[arg-type]
         if self.scale is not None:
             W *= self.scale[:, None]
         if self.outliers is not None:

@@ -15,7 +15,7 @@ from loop_singular_bit.codec.numbers import from_bf16, from_pattern, to_bf16
 from loop_singular_bit.codec.outliers import select
 from loop_singular_bit.codec.planes import CHUNK_ROWS, EncodeReport
 from loop_singular_bit.codec.rotation import InputTransform
-from loop_singular_bit.codec.weights import Weight
+from loop_singular_bit.codec.weights import DenseWeight, Weight
 
 Floats = npt.NDArray[np.float32]
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -30,6 +30,13 @@ class Matrix:
     name: str
     data: Stored
     dtype: str
+
+
+def original_matrix(name: str, weight: Weight) -> Matrix:
+    """A matrix of the original network, as it was stored."""
+    if not isinstance(weight, DenseWeight):
+        raise TypeError(f"{name} is not a matrix of an original")
+    return Matrix(name, weight.data, weight.kind.name.lower())  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

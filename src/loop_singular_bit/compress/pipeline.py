@@ -20,6 +20,7 @@ from loop_singular_bit.budget import Budgets
 from loop_singular_bit.codec.codecs import Codec
 from loop_singular_bit.codec.planes import EncodeReport
 from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector, pack_weight
+from loop_singular_bit.codec.weights import Weight
 from loop_singular_bit.compress import allocate, calibrate
 from loop_singular_bit.compress.allocate import (
     SITE_OF_ROLE,
@@ -31,9 +32,9 @@ from loop_singular_bit.compress.allocate import (
 from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics, Tokens
 from loop_singular_bit.compress.encode import (
     EncodedInput,
-    Matrix,
     SharedStatistics,
     encode_input,
+    original_matrix,
 )
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.source import Source
@@ -189,7 +190,9 @@ def write_artefacts(
     network = OriginalNetwork(source, resident_layers(source))
     results = [Written(plan, directory) for plan, directory in plans]
     with ExitStack() as stack:
-        jobs = [_Job(source, stack.enter_context(_writer(w, seed)), seed, w) for w in results]
+        jobs = [
+            _Job(source, network, stack.enter_context(_writer(w, seed)), seed, w) for w in results
+        ]
         for job in jobs:
             job.write_embedding()
         # Kept only for several artefacts at once: one alone frees each factor when it is used.
@@ -225,6 +228,7 @@ class _Job:
     """One artefact being written."""
 
     source: Source
+    network: OriginalNetwork
     writer: ContainerWriter
     seed: int
     written: Written
@@ -249,10 +253,6 @@ class _Job:
         stored = self.source.read(tensor)
         self._add(tensor.name, pack_vector(stored.data, stored.dtype))
 
-    def _matrix(self, tensor: TensorSpec) -> Matrix:
-        stored = self.source.read(tensor)
-        return Matrix(tensor.name, stored.data, stored.dtype)
-
     def _encoded(self, encoded: EncodedInput) -> None:
         if encoded.transform is not None:
             self._add(encoded.name, pack_transform(encoded.transform))
@@ -266,14 +266,18 @@ class _Job:
         head, and is written as such."""
         if not self.source.spec.tied_head:
             self.writer.begin_run()
-            self._matrices([file_tensors(self.source.spec)[0]], None, None)
+            embedding = file_tensors(self.source.spec)[0]
+            self._matrices({embedding: self.network.embedding}, None, None)
 
     def _matrices(
-        self, tensors: list[TensorSpec], H: Floats | None, shared: SharedStatistics | None
+        self,
+        originals: Mapping[TensorSpec, Weight],
+        H: Floats | None,
+        shared: SharedStatistics | None,
     ) -> None:
         """Matrices that share an input."""
-        matrices = [self._matrix(tensor) for tensor in tensors]
-        name = input_name(tensors[0])
+        matrices = [original_matrix(t.name, weight) for t, weight in originals.items()]
+        name = input_name(next(iter(originals)))
         self._encoded(encode_input(name, matrices, self.codecs, H, self.seed, shared))
 
     def _write_layer(self, found: LayerStatistics, shared: SharedStatistics | None) -> None:
@@ -289,7 +293,11 @@ class _Job:
             if site in done:
                 continue
             done.add(site)
-            group = [t for t in tensors if SITE_OF_ROLE.get(t.role) is site]
+            group = {
+                t: getattr(found.weights, t.role.value)
+                for t in tensors
+                if SITE_OF_ROLE.get(t.role) is site
+            }
             self._matrices(group, found.hessians.get(site), shared)
 
     def _write_top(self, found: HeadStatistics, shared: SharedStatistics | None) -> None:
@@ -297,4 +305,4 @@ class _Job:
         self.writer.begin_run()
         norm, head = file_tensors(self.source.spec)[-2:]
         self._vector(norm)
-        self._matrices([head], found.hessian, shared)
+        self._matrices({head: self.network.head}, found.hessian, shared)
