@@ -119,18 +119,14 @@ def _artefact_facts(directory: Path, budgets: Any, threads: int | None) -> dict[
     from loop_singular_bit.compress.compressor import artefact_size_bytes
     from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
     from loop_singular_bit.measure.probe import RunRequest, probe_run
+    from loop_singular_bit.measure.size import size_facts
     from loop_singular_bit.models.spec import parameter_count
 
     if not (directory / WEIGHTS_FILE).is_file():
         return {}
-    size, parameters = artefact_size_bytes(directory), parameter_count(read_spec(directory))
     run = probe_run(RunRequest(str(directory), budgets.ram_bytes, None, threads))
     return {
-        "size_bytes": size,
-        "original_bytes_16bit": 2 * parameters,
-        "parameters": parameters,
-        "bits_per_weight": 8 * size / parameters,
-        "compression_ratio": 2 * parameters / size,
+        **size_facts(artefact_size_bytes(directory), parameter_count(read_spec(directory))),
         "ram_peak_bytes": run.ram_peak_bytes,
         "run": asdict(run),
     }

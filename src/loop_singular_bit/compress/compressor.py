@@ -36,6 +36,7 @@ from loop_singular_bit.errors import BudgetError, FormatError, InputRefusedError
 from loop_singular_bit.measure.default_text import default_text
 from loop_singular_bit.measure.probe import RunFigures, RunRequest, probe_run
 from loop_singular_bit.measure.quality import Quality, compare, windows
+from loop_singular_bit.measure.size import size_facts
 from loop_singular_bit.memory import peak_rss_bytes
 from loop_singular_bit.models.spec import ModelSpec, parameter_count
 
@@ -229,18 +230,13 @@ def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any
     planned, most = plan.size_bytes, plan.size_bytes_max
     if size > most or (most == planned and size != planned):
         raise FormatError(f"the artefact has {size} bytes, planned were {planned}, at most {most}")
-    parameters = parameter_count(source.spec)
     run = measured.run
     quality = asdict(measured.quality)
     return {
         "artefact": str(directory),
         "model": str(source.path),
-        "size_bytes": size,
+        **size_facts(size, parameter_count(source.spec)),
         "size_bytes_planned": planned,
-        "original_bytes_16bit": 2 * parameters,
-        "parameters": parameters,
-        "bits_per_weight": 8 * size / parameters,
-        "compression_ratio": 2 * parameters / size,
         "mean_absolute_error": measured.written.mean_absolute_error(source.spec),
         "eval_tokens": quality.pop("tokens"),
         **quality,
