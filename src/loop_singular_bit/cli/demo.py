@@ -114,15 +114,9 @@ def _answer(directory: Path, threads: int | None) -> tuple[str, float]:
     """What the artefact says to PROMPT, and its tokens a second."""
     from loop_singular_bit.engine.generate import Finish, GenerateOptions, generate
     from loop_singular_bit.engine.runtime import open_model
-    from loop_singular_bit.engine.template import Message
 
     with open_model(directory, threads=threads) as model, model.session() as session:
-        text = model.text
-        ids = (
-            text.render_chat([Message("user", PROMPT)])
-            if text.has_chat_template
-            else text.encode(PROMPT, special=True)
-        )
+        ids = model.text.encode_prompt(PROMPT)
         events = list(generate(model, session, ids, GenerateOptions(max_tokens=48)))
     finish = next(event for event in events if isinstance(event, Finish))
     speed = finish.completion_tokens / max(finish.generation_seconds, 1e-9)

@@ -48,6 +48,7 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     from loop_singular_bit.compress.pipeline import CalibrationOptions, make_plan
     from loop_singular_bit.compress.source import open_source
     from loop_singular_bit.engine.runtime import choose_context
+    from loop_singular_bit.measure.size import size_facts
     from loop_singular_bit.models.spec import parameter_count
 
     budgets = Budgets(flags["storage_gb"], flags["ram_mb"], flags["max_loss"])
@@ -62,15 +63,10 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     resident, streamed = run_ram(source, plan, context)
     if budgets.ram_bytes is not None and resident.total_bytes > budgets.ram_bytes:
         streamed.require(budgets.ram_bytes, f"lower --context {context} or raise --ram-mb")
-    parameters = parameter_count(source.spec)
     compress = compress_ram(source, calibration.tokens)
     return {
         "model": str(source.path),
-        "parameters": parameters,
-        "size_bytes": plan.size_bytes,
-        "original_bytes_16bit": 2 * parameters,
-        "bits_per_weight": 8 * plan.size_bytes / parameters,
-        "compression_ratio": 2 * parameters / plan.size_bytes,
+        **size_facts(plan.size_bytes, parameter_count(source.spec)),
         "planes": {str(k): v for k, v in sorted(plan.planes.items())},
         "ram_resident_bytes": resident.total_bytes,
         "ram_streamed_bytes": streamed.total_bytes,

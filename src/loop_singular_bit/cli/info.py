@@ -52,16 +52,16 @@ def _facts(directory: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     from loop_singular_bit.compress.compressor import REPORT_FILE, artefact_size_bytes
     from loop_singular_bit.container.reader import ContainerReader
     from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+    from loop_singular_bit.measure.size import size_facts
     from loop_singular_bit.models.spec import parameter_count
 
     spec = read_spec(directory)
-    size, parameters = artefact_size_bytes(directory), parameter_count(spec)
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
         rows = [_row(record) for record in reader.records]
     facts = {
         "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "vocab": spec.vocab,
-        "context_max": spec.context_max, "parameters": parameters, "size_bytes": size,
-        "bits_per_weight": 8 * size / parameters, "compression_ratio": 2 * parameters / size,
+        "context_max": spec.context_max,
+        **size_facts(artefact_size_bytes(directory), parameter_count(spec)),
         "report": _read_report(directory / REPORT_FILE),
     }  # fmt: skip
     return facts, rows

@@ -37,7 +37,6 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
     from loop_singular_bit.engine.generate import Finish, GenerateOptions, generate
     from loop_singular_bit.engine.runtime import open_model
     from loop_singular_bit.engine.sampler import SamplingOptions
-    from loop_singular_bit.engine.template import Message
 
     sampling = SamplingOptions(
         flags["temperature"], flags["top_k"], flags["top_p"], flags["min_p"], flags["seed"]
@@ -47,12 +46,8 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
     with open_model(
         directory, ram_bytes=ram_bytes, context=flags["context"], threads=flags["threads"]
     ) as model, model.session() as session:  # fmt: skip
-        chat = not raw and model.text.has_chat_template
-        ids = (
-            model.text.render_chat([Message("user", prompt)])
-            if chat
-            else model.text.encode(prompt, special=True)
-        )
+        text = model.text
+        ids = text.encode(prompt, special=True) if raw else text.encode_prompt(prompt)
         parts = []
         for event in generate(model, session, ids, options):
             parts.append(event.text)

@@ -211,6 +211,12 @@ class Text:
             ids = [self._bos_id, *ids]
         return self._checked(ids)
 
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """A question: one user message where there is a chat template, else text to go on from."""
+        if self.has_chat_template:
+            return self.render_chat([Message("user", prompt)])
+        return self.encode(prompt, special=True)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids. Control tokens have none; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
