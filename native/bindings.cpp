@@ -30,7 +30,7 @@ static auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 static Geometry make_geometry(int64_t rows, int64_t cols, int tile_rows) {
   require(rows > 0 && cols > 0 && cols % kQuad == 0, "columns must be a multiple of 4");
-  require(tile_rows >= kRowGroup && tile_rows % kRowGroup == 0, "tile rows must be a multiple of 16");
+  require(tile_rows >= kBlockRows && tile_rows % kBlockRows == 0, "tile rows must be a multiple of 32");
   return {rows, cols, tile_rows};
 }
 
@@ -42,7 +42,7 @@ static Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, i
   planes.geometry = geometry;
   planes.tables = &tables;
   for (const auto& s : streams) {
-    require((int64_t)s.size() == 8 * planes.geometry.stream_words(), "stream length disagrees with shape");
+    require((int64_t)s.size() == planes.geometry.stream_bytes(), "stream length disagrees with shape");
     planes.streams.push_back(s.data());
   }
   return planes;
@@ -197,7 +197,7 @@ static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const
   require((int64_t)decoded.shape(0) == job.rows && (int64_t)decoded.shape(1) == job.cols, "decoded shape disagrees");
   const Geometry g = make_geometry(job.rows, job.cols, tile_rows);
   for (int k = 0; k < job.planes; ++k) {
-    require((int64_t)streams[k].size() == 8 * g.stream_words(), "stream length disagrees with shape");
+    require((int64_t)streams[k].size() == g.stream_bytes(), "stream length disagrees with shape");
     job.streams[k] = streams[k].data();
   }
   if (feedback) {
@@ -220,12 +220,11 @@ NB_MODULE(_native, m) {
   m.def("active_tier", [] { return std::string(active().name); });
 
   nb::class_<PlaneTables>(m, "PlaneTables")
-      .def("__init__", [](PlaneTables* self, Array<const int8_t, 2> entries) {
-        int window = 0;
-        while ((size_t)1 << window < entries.shape(1)) ++window;
-        require((size_t)1 << window == entries.shape(1), "a table has 2^L entries");
-        new (self) PlaneTables(make_tables(window, (int)entries.shape(0), entries.data()));
-      }, array("entries"))
+      .def("__init__", [](PlaneTables* self, int window, Array<const uint8_t, 2> hashes, Array<const int8_t, 2> levels) {
+        require(hashes.shape(0) == 2 && hashes.shape(1) == kLevels, "hashes must be [2, 16]");
+        require(levels.shape(1) == kLevels, "levels must be [planes, 16]");
+        new (self) PlaneTables(make_tables(window, hashes.data(), (int)levels.shape(0), levels.data()));
+      }, nb::arg("window"), array("hashes"), array("levels"))
       .def_ro("window", &PlaneTables::window)
       .def_ro("count", &PlaneTables::count);
 
@@ -240,12 +239,13 @@ NB_MODULE(_native, m) {
       .def_prop_ro("group", &PackedRows::group)
       .def("quantized", [](const PackedRows& self, Array<int8_t, 2> q, FloatsOut<2> scale) {
         require((int64_t)q.size() == self.tokens() * self.cols() && (int64_t)scale.size() == self.tokens() * (self.cols() / self.group()), "shapes disagree");
-        std::copy_n(self.bytes().begin(), q.size(), q.data());
-        std::copy_n(self.scales().begin(), scale.size(), scale.data());
+        const Activations view = self.view();
+        for (int64_t t = 0; t < view.tokens; ++t) std::copy_n(view.rows + t * view.stride, view.cols, q.data() + t * view.cols);
+        std::copy_n(view.scale, scale.size(), scale.data());
       }, array("q"), array("scale"));
 
   m.def("stream_bytes", [](int64_t rows, int64_t cols, int tile_rows) {
-    return 8 * make_geometry(rows, cols, tile_rows).stream_words();
+    return make_geometry(rows, cols, tile_rows).stream_bytes();
   }, nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"));
   m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
                             const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
@@ -275,5 +275,9 @@ NB_MODULE(_native, m) {
   m.def("attend", &py_attend, array("keys"), array("values"), array("q"), nb::arg("heads"), array("slot"), array("position"), nb::arg("window"), array("out"));
   m.def("swiglu", &py_swiglu, array("gate"), array("up"), array("out"));
   m.def("gram", &py_gram, array("x"), array("h"));
+  m.def("sum_words", [](Array<const uint64_t, 1> words) {
+    nb::gil_scoped_release release;
+    return sum_words(words.data(), (int64_t)words.size());
+  }, array("words"));
   m.def("pack_panels", &py_pack_panels, array("x"), array("panels"));
 }

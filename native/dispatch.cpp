@@ -7,42 +7,78 @@
 
 #include "pool.h"
 
-namespace lsb {
-
-#if defined(LSB_EMULATE)
-const Kernels& emulated_kernels();
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
+namespace lsb {
+
 namespace {
+
+#if defined(__x86_64__)
+constexpr const char* kTiers[] = {"scalar", "avx2", "avx512", "avx512vnni"};
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
 
 std::vector<const Kernels*> supported() {  // slowest first: the last is the default
   std::vector<const Kernels*> tiers;
 #if defined(LSB_EMULATE)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) tiers.push_back(&emulated_kernels());
+  if (has_avx2()) tiers = {&emulated_avx512_kernels(), &emulated_avx512vnni_kernels()};
 #endif
   tiers.push_back(&portable_kernels());
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) tiers.push_back(&avx2_kernels());
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
-    tiers.push_back(&avx512_kernels());
-#endif
+  if (has_avx2()) tiers.push_back(&avx2_kernels());
+  if (has_avx512()) tiers.push_back(&avx512_kernels());
+  if (has_avx512vnni()) tiers.push_back(&avx512vnni_kernels());
   return tiers;
+}
+#elif defined(__aarch64__)
+constexpr const char* kTiers[] = {"scalar", "neon"};
+
+bool has_dot_product() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // every Apple processor that runs this system
+#endif
+}
+
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tiers = {&portable_kernels()};
+  if (has_dot_product()) tiers.push_back(&neon_kernels());
+  return tiers;
+}
+#else
+constexpr const char* kTiers[] = {"scalar"};
+
+std::vector<const Kernels*> supported() { return {&portable_kernels()}; }
+#endif
+
+std::string tier_names() {
+  std::string names;
+  for (const char* name : kTiers) names += (names.empty() ? "" : ", ") + std::string(name);
+  return names;
 }
 
 // The best tier here, or the best one up to the tier that LSB_ISA names.
 const Kernels* choose() {
-  static const char* const kOrder[] = {"scalar", "avx2", "avx512vnni"};
   const char* cap = std::getenv("LSB_ISA");
   if (!cap || !*cap) return supported().back();
-  const auto* end = std::find_if(std::begin(kOrder), std::end(kOrder),
+  const auto* end = std::find_if(std::begin(kTiers), std::end(kTiers),
                                  [&](const char* name) { return !std::strcmp(name, cap); });
-  if (end == std::end(kOrder))
-    throw std::invalid_argument(std::string("LSB_ISA is '") + cap + "': expected scalar, avx2 or avx512vnni");
+  if (end == std::end(kTiers))
+    throw std::invalid_argument(std::string("LSB_ISA is '") + cap + "': expected one of " + tier_names());
   const Kernels* best = &portable_kernels();
   for (const Kernels* tier : supported())
-    if (std::find_if(kOrder, end + 1, [&](const char* name) { return !std::strcmp(name, tier->name); }) != end + 1)
+    if (std::find_if(std::begin(kTiers), end + 1,
+                     [&](const char* name) { return !std::strcmp(name, tier->name); }) != end + 1)
       best = tier;
   return best;
 }
@@ -85,102 +121,94 @@ void use_tier(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not available here");
 }
 
-PlaneTables make_tables(int window, int planes, const int8_t* entries) {
-  if (window < kWindowMin || window > kWindowMax) throw std::invalid_argument("window must be 4..10");
+// The 12 bits before and at a weight (the older ones zero beyond the window) to its level index.
+static int level_index(const uint8_t* hashes, int window, int bits) {
+  const int padded = bits << (kWindowMax - window);
+  return padded >> 8 ^ hashes[padded >> 4 & 15] ^ hashes[16 + (padded & 15)];
+}
+
+PlaneTables make_tables(int window, const uint8_t* hashes, int planes, const int8_t* levels) {
+  if (window < kWindowMin || window > kWindowMax) throw std::invalid_argument("window must be 4..12");
   if (planes < 1 || planes > kPlanesMax) throw std::invalid_argument("planes must be 1..8");
+  for (int i = 0; i < 2 * kLevels; ++i) {
+    if (hashes[i] >= kLevels) throw std::invalid_argument("a hash must be a nibble");
+    // Nibble i / 16 ends 4 or 8 steps back: its oldest bits may lie outside the window.
+    const int outside = std::clamp(8 + 4 * (i / 16) - window, 0, 4), inside = i % 16 >> outside << outside;
+    if (hashes[i] != (outside == 4 ? 0 : hashes[i / 16 * 16 + inside]))
+      throw std::invalid_argument("a hash depends on bits outside the window");
+  }
   PlaneTables t;
   t.window = window;
   t.count = planes;
-  const int size = 1 << window;
-  for (int k = 0; k < planes; ++k) {
-    std::memcpy(t.raw[k], entries + (int64_t)k * size, size);
-    const bool first = k % kPlanesPerGroup == 0;
-    for (int i = 0; i < std::max(size, 128); ++i)
-      t.bytes[k][i] = (uint8_t)(t.raw[k][i % size] + (first ? kByteOffset : 0));
-  }
-  // A weight of 4 planes is a byte, so their largest entries together must stay within +-127.
+  for (int i = 0; i < 64; ++i)
+    for (int n = 0; n < 2; ++n) t.hash[n][i] = hashes[n * kLevels + i % kLevels];
+  for (int i = 0; i < 1 << window; ++i) t.offset[i] = (uint16_t)(level_index(hashes, window, i) * 2 * kStreams);
   for (int k = 0, largest = 0; k < planes; ++k) {
-    if (k % kPlanesPerGroup == 0) largest = 0;
+    const int8_t* own = levels + k * kLevels;
+    const bool first = k % kPlanesPerGroup == 0;
+    for (int i = 0; i < 64; ++i) {
+      t.levels[k][i] = (uint8_t)own[i % kLevels];
+      t.biased[k][i] = (uint8_t)(own[i % kLevels] + (first ? 128 : 0));
+    }
+    for (int i = 0; i < 1 << window; ++i) t.values[k][i] = own[level_index(hashes, window, i)];
+    // A weight of 4 planes is a byte, so their largest levels together must stay within +-127.
     int top = 0;
-    for (int i = 0; i < size; ++i) top = std::max(top, std::abs((int)t.raw[k][i]));
-    largest += top;
-    if (largest > 127) throw std::invalid_argument("largest entries of planes 1..4 or 5..8 add up to more than 127");
-  }
-  // Four at a time, every byte biased to stay within 0..255 so that adding words carries nothing.
-  for (int k = 0; k < planes; ++k) {
-    const int group = k / kPlanesPerGroup * kPlanesPerGroup;
-    const int end = std::min(planes, group + kPlanesPerGroup);
-    auto least = [&](int j) { return (int)*std::min_element(t.raw[j], t.raw[j] + size); };
-    int bias = -least(k);
-    if (k == group) {
-      bias = kByteOffset;
-      for (int j = group + 1; j < end; ++j) bias += least(j);
-    }
-    for (int i = 0; i < size * 8; ++i) {
-      uint32_t word = 0;
-      for (int j = 0; j < 4; ++j)
-        word |= (uint32_t)(uint8_t)(t.raw[k][(i >> j) & (size - 1)] + bias) << (8 * j);
-      t.fours[k][i] = word;
-    }
+    for (int i = 0; i < kLevels; ++i) top = std::max(top, std::abs((int)own[i]));
+    largest = first ? top : largest + top;
+    if (largest > 127) throw std::invalid_argument("largest levels of planes 1..4 or 5..8 add up to more than 127");
   }
   return t;
 }
 
 PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group)
-    : tokens_max_(tokens_max), cols_(cols), group_(group) {
+    : tokens_max_(tokens_max), cols_(cols), stride_(ceil_div(cols, kStrip) * kStrip), group_(group) {
   if (tokens_max < 1 || cols < 1 || group < 1) throw std::invalid_argument("rows, columns and group must be positive");
   if (tokens_max > kPackedMax / cols) throw std::invalid_argument("too many rows");
   if (group > kGroupMax) throw std::invalid_argument("a group sums at most 65536 columns in 32 bits");
-  if (cols % 4 || group % 4 || cols % group) throw std::invalid_argument("columns must divide into groups of quads");
-  const int64_t padded = ceil_div(tokens_max, 8) * 8;
-  bytes_.resize(tokens_max * cols);
-  quads_.resize(padded * cols / 4);
-  scale_.resize(padded * (cols / group));
-  offset_.resize(padded * (cols / group));
+  if (cols % group || (group % kStrip && group != cols))
+    throw std::invalid_argument("columns must divide into groups of whole strips of 16");
+  bytes_.resize(tokens_max * stride_);
+  scale_.resize(tokens_max * (cols / group));
+  sum_.resize(tokens_max * (cols / group));
 }
 
 void PackedRows::pack(const float* x, int64_t tokens) {
   if (tokens < 1 || tokens > tokens_max_) throw std::invalid_argument("more rows than reserved");
   tokens_ = tokens;
-  block_ = tokens == 1 ? 1 : tokens == 2 ? 2 : tokens <= 4 ? 4 : 8;
-  const int64_t groups = cols_ / group_, quads = cols_ / 4;
+  const int64_t groups = cols_ / group_;
   const Kernels& kernels = active();
-  parallel(ceil_div(tokens, block_), [&](int64_t b, int) {
-    int32_t* packed = quads_.data() + b * block_ * quads;
-    for (int64_t n = 0; n < block_; ++n) {
-      const int64_t t = b * block_ + n;
-      if (t >= tokens) {
-        for (int64_t q = 0; q < quads; ++q) packed[q * block_ + n] = 0;
-        continue;
-      }
-      int8_t* row = bytes_.data() + t * cols_;
-      int32_t* sums = offset_.data() + t * groups;
-      kernels.quantize(x + t * cols_, cols_, group_, row, scale_.data() + t * groups, sums);
-      for (int64_t g = 0; g < groups; ++g) sums[g] *= kByteOffset;
-      for (int64_t q = 0; q < quads; ++q) std::memcpy(packed + q * block_ + n, row + 4 * q, 4);
-    }
+  split(tokens, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t)
+      kernels.quantize(x + t * cols_, cols_, group_, bytes_.data() + t * stride_, scale_.data() + t * groups,
+                       sum_.data() + t * groups);
   });
 }
 
 Activations PackedRows::view() const {
-  return {quads_.data(), scale_.data(), offset_.data(), tokens_, cols_, group_, block_};
+  return {bytes_.data(), scale_.data(), sum_.data(), tokens_, cols_, stride_, group_};
+}
+
+// Planes first..first + 3 (or to the end) of a matrix.
+static PlanesView group_of(const Planes& planes, int first) {
+  PlanesView v{};
+  v.first = first;
+  v.count = std::min(kPlanesPerGroup, (int)planes.streams.size() - first);
+  std::copy_n(planes.streams.begin() + first, v.count, v.streams);
+  v.geometry = planes.geometry;
+  v.tables = planes.tables;
+  return v;
 }
 
 void planes_matmul(const Planes& planes, const PackedRows& x, const float* row_scale, float* out) {
   const Kernels& kernels = active();
   const int total = (int)planes.streams.size();
   const Activations view = x.view();
+  const int64_t bytes = planes_scratch_bytes(view.tokens, view.group);
   for (int first = 0; first < total; first += kPlanesPerGroup) {
-    PlanesView v{};
-    v.first = first;
-    v.count = std::min(kPlanesPerGroup, total - first);
-    std::copy_n(planes.streams.begin() + first, v.count, v.streams);
-    v.geometry = planes.geometry;
-    v.tables = planes.tables;
+    const PlanesView v = group_of(planes, first);
     const float unit = total > kPlanesPerGroup && first == 0 ? (float)kGroupRatio : 1.0f;
-    split(planes.geometry.row_groups(), view.tokens > 8 ? 1 : 8, [&](int64_t begin, int64_t end, int thread) {
-      auto* panel = (uint8_t*)scratch(thread, 0, planes.geometry.quads() * kChunk);
-      kernels.planes_matmul(v, view, row_scale, unit, begin, end, out, first > 0, panel);
+    split(planes.geometry.blocks(), view.tokens > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
+      kernels.planes_matmul(v, view, row_scale, unit, begin, end, out, first > 0, scratch(thread, 0, bytes));
     });
   }
 }
@@ -189,26 +217,20 @@ void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int
   const Kernels& kernels = active();
   const Geometry& g = planes.geometry;
   const int total = (int)planes.streams.size();
-  const int64_t bytes = g.quads() * kChunk;
-  const int64_t group_begin = row_begin / kRowGroup, group_end = ceil_div(row_end, kRowGroup);
-  parallel(group_end - group_begin, [&](int64_t i, int thread) {
-    auto* panel = (uint8_t*)scratch(thread, 0, bytes);
-    const int64_t group = group_begin + i;
+  const int64_t stride = g.strips() * kStrip;
+  const int64_t block_begin = row_begin / kBlockRows, block_end = ceil_div(row_end, kBlockRows);
+  parallel(block_end - block_begin, [&](int64_t i, int thread) {
+    auto* weights = (int8_t*)scratch(thread, 0, kBlockRows * stride);
+    const int64_t block = block_begin + i;
     for (int first = 0; first < total; first += kPlanesPerGroup) {
-      PlanesView v{};
-      v.first = first;
-      v.count = std::min(kPlanesPerGroup, total - first);
-      std::copy_n(planes.streams.begin() + first, v.count, v.streams);
-      v.geometry = g;
-      v.tables = planes.tables;
-      kernels.decode_groups(v, group, group + 1, panel);
+      kernels.decode_block(group_of(planes, first), block, weights);
       const int unit = total > kPlanesPerGroup && first == 0 ? kGroupRatio : 1;
-      for (int64_t r = 0; r < kRowGroup; ++r) {
-        const int64_t row = group * kRowGroup + r;
+      for (int64_t r = 0; r < kBlockRows; ++r) {
+        const int64_t row = block * kBlockRows + r;
         if (row < row_begin || row >= row_end) continue;
         int16_t* to = out + (row - row_begin) * g.cols;
         for (int64_t c = 0; c < g.cols; ++c) {
-          const int value = unit * ((int)panel[c / 4 * kChunk + r * 4 + c % 4] - kByteOffset);
+          const int value = unit * weights[r * stride + c];
           to[c] = (int16_t)(first ? to[c] + value : value);
         }
       }
@@ -329,6 +351,23 @@ void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded
   parallel(blocks, [&](int64_t i, int) {
     for (int64_t j = i; j < blocks; ++j) kernels.gram(panels.data(), tokens, padded, i, j, h);
   });
+}
+
+uint64_t sum_words(const uint64_t* words, int64_t count) {
+  constexpr int64_t kShare = 1 << 17;
+  std::vector<uint64_t> sums(ceil_div(count, kShare));
+  parallel((int64_t)sums.size(), [&](int64_t i, int) {
+    uint64_t lanes[16] = {};
+    const int64_t end = std::min(count, (i + 1) * kShare);
+    int64_t at = i * kShare;
+    for (; at + 16 <= end; at += 16)
+      for (int lane = 0; lane < 16; ++lane) lanes[lane] += words[at + lane];
+    for (; at < end; ++at) lanes[0] += words[at];
+    for (uint64_t lane : lanes) sums[i] += lane;
+  });
+  uint64_t sum = 0;
+  for (uint64_t part : sums) sum += part;
+  return sum;
 }
 
 void encode(FeedbackJob job) {

@@ -11,7 +11,8 @@ const Kernels& active();
 std::vector<std::string> available_tiers();  // worst first
 void use_tier(const std::string& name);      // throws std::invalid_argument
 
-PlaneTables make_tables(int window, int planes, const int8_t* entries);  // entries [planes][1 << window]
+// hashes [2][16] nibbles, levels [planes][16]; throws std::invalid_argument
+PlaneTables make_tables(int window, const uint8_t* hashes, int planes, const int8_t* levels);
 
 // int8 rows of a sweep: one buffer, sized once for `tokens_max` rows.
 class PackedRows {
@@ -23,14 +24,12 @@ class PackedRows {
   int64_t tokens() const { return tokens_; }
   int64_t tokens_max() const { return tokens_max_; }
   int group() const { return group_; }
-  const std::vector<int8_t>& bytes() const { return bytes_; }
-  const std::vector<float>& scales() const { return scale_; }
 
  private:
-  int64_t tokens_max_, cols_, tokens_ = 0;
-  int group_, block_ = 1;
-  std::vector<int8_t> bytes_;
-  std::vector<int32_t> quads_, offset_;
+  int64_t tokens_max_, cols_, stride_, tokens_ = 0;
+  int group_;
+  std::vector<int8_t> bytes_;  // [token][stride], zero from cols on
+  std::vector<int32_t> sum_;
   std::vector<float> scale_;
 };
 
@@ -51,6 +50,7 @@ void attend(const CacheView& cache, const float* q, int heads, const int32_t* sl
             const int32_t* position, int64_t rows, int64_t window, float* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);
 void encode(FeedbackJob job);
+uint64_t sum_words(const uint64_t* words, int64_t count);  // what reading memory costs at least
 void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels);
 
 }  // namespace lsb

@@ -44,25 +44,6 @@ static inline __m512i emulated_permutexvar_epi8(__m512i index, __m512i a) {
   return out.integers();
 }
 
-// VPERMI2B: bit 6 of an index chooses the table, bits 0..5 the byte; bit 7 is ignored.
-static inline __m512i emulated_permutex2var_epi8(__m512i a, __m512i index, __m512i b) {
-  const Emulated<uint8_t> i(index), low(a), high(b);
-  Emulated<uint8_t> out;
-  for (int n = 0; n < 64; ++n) out.at[n] = (i.at[n] & 64 ? high : low).at[i.at[n] & 63];
-  return out.integers();
-}
-
-// VPMULTISHIFTQB: eight bits from bit (control & 63) of the same qword, wrapping round within it.
-static inline __m512i emulated_multishift(__m512i control, __m512i a) {
-  const Emulated<uint8_t> c(control);
-  const Emulated<uint64_t> from(a);
-  Emulated<uint8_t> out = {};
-  for (int n = 0; n < 64; ++n)
-    for (int bit = 0; bit < 8; ++bit)
-      out.at[n] |= (uint8_t)((from.at[n / 8] >> ((c.at[n] + bit) & 63) & 1) << bit);
-  return out.integers();
-}
-
 static inline __mmask64 emulated_movepi8_mask(__m512i a) {  // VPMOVB2M: the sign bits
   const Emulated<uint8_t> from(a);
   __mmask64 mask = 0;
@@ -75,24 +56,100 @@ static inline __mmask16 emulated_movepi32_mask(__m512i a) {  // VPMOVD2M
   for (int n = 0; n < 16; ++n) mask |= (from.at[n] >> 31) << n;
   return (__mmask16)mask;
 }
-static inline __m512i emulated_mask_blend_epi8(__mmask64 mask, __m512i a, __m512i b) {  // VPBLENDMB
-  const Emulated<uint8_t> zero(a), one(b);
-  Emulated<uint8_t> out;
-  for (int n = 0; n < 64; ++n) out.at[n] = (mask >> n & 1 ? one : zero).at[n];
-  return out.integers();
-}
-
 static inline __m512i emulated_add_epi8(__m512i a, __m512i b) {  // VPADDB: modulo 2^8
   const Emulated<uint8_t> x(a), y(b);
   Emulated<uint8_t> out;
   for (int n = 0; n < 64; ++n) out.at[n] = (uint8_t)(x.at[n] + y.at[n]);
   return out.integers();
 }
-static inline __m512i emulated_sub_epi32(__m512i a, __m512i b) {  // VPSUBD: modulo 2^32
+static inline __m512i emulated_add_epi32(__m512i a, __m512i b) {  // VPADDD: modulo 2^32
   const Emulated<uint32_t> x(a), y(b);
   Emulated<uint32_t> out;
-  for (int n = 0; n < 16; ++n) out.at[n] = x.at[n] - y.at[n];
+  for (int n = 0; n < 16; ++n) out.at[n] = x.at[n] + y.at[n];
   return out.integers();
+}
+static inline __m512i emulated_set1_epi8(int x) {  // VPBROADCASTB
+  Emulated<uint8_t> out;
+  for (auto& e : out.at) e = (uint8_t)x;
+  return out.integers();
+}
+static inline __m512i emulated_set1_epi16(int x) {  // VPBROADCASTW
+  Emulated<uint16_t> out;
+  for (auto& e : out.at) e = (uint16_t)x;
+  return out.integers();
+}
+static inline __m512i emulated_set_epi32(int a, int b, int c, int d, int e, int f, int g, int h, int i, int j,
+                                         int k, int l, int m, int n, int o, int p) {  // last is element 0
+  const int values[16] = {p, o, n, m, l, k, j, i, h, g, f, e, d, c, b, a};
+  return emulated_load(values);
+}
+static inline __m512i emulated_srli_epi16(__m512i a, int count) {  // VPSRLW
+  Emulated<uint16_t> out(a);
+  for (auto& e : out.at) e = (uint16_t)(e >> count);
+  return out.integers();
+}
+static inline __m512i emulated_slli_epi16(__m512i a, int count) {  // VPSLLW
+  Emulated<uint16_t> out(a);
+  for (auto& e : out.at) e = (uint16_t)(e << count);
+  return out.integers();
+}
+static inline __m512i emulated_and(__m512i a, __m512i b) { return a & b; }  // VPANDQ
+static inline __m512i emulated_or(__m512i a, __m512i b) { return a | b; }   // VPORQ
+static inline __m512i emulated_xor(__m512i a, __m512i b) { return a ^ b; }  // VPXORQ
+
+// VPTERNLOGQ: bit number 4a + 2b + c of `table`.
+static inline __m512i emulated_ternary(__m512i a, __m512i b, __m512i c, int table) {
+  const Emulated<uint64_t> x(a), y(b), z(c);
+  Emulated<uint64_t> out = {};
+  for (int n = 0; n < 8; ++n)
+    for (int bit = 0; bit < 64; ++bit) {
+      const int index = (int)(x.at[n] >> bit & 1) * 4 + (int)(y.at[n] >> bit & 1) * 2 + (int)(z.at[n] >> bit & 1);
+      out.at[n] |= (uint64_t)(table >> index & 1) << bit;
+    }
+  return out.integers();
+}
+
+// VPSHUFB: within 16 bytes; the low 4 bits of an index choose, its bit 7 gives zero.
+static inline __m512i emulated_shuffle_epi8(__m512i a, __m512i index) {
+  const Emulated<uint8_t> from(a), i(index);
+  Emulated<uint8_t> out;
+  for (int n = 0; n < 64; ++n) out.at[n] = i.at[n] & 128 ? 0 : from.at[n / 16 * 16 + (i.at[n] & 15)];
+  return out.integers();
+}
+
+static inline __m512i emulated_abs_epi8(__m512i a) {  // VPABSB: -128 stays as it is
+  Emulated<uint8_t> out(a);
+  for (auto& e : out.at) e = e & 128 ? (uint8_t)(0 - e) : e;
+  return out.integers();
+}
+static inline __m512i emulated_mask_sub_epi8(__m512i src, __mmask64 mask, __m512i a, __m512i b) {  // VPSUBB
+  const Emulated<uint8_t> x(a), y(b);
+  Emulated<uint8_t> out(src);
+  for (int n = 0; n < 64; ++n)
+    if (mask >> n & 1) out.at[n] = (uint8_t)(x.at[n] - y.at[n]);
+  return out.integers();
+}
+static inline __m512i emulated_maddubs(__m512i a, __m512i b) {  // VPMADDUBSW: a unsigned; saturates
+  const Emulated<uint8_t> x(a);
+  const Emulated<int8_t> y(b);
+  Emulated<int16_t> out;
+  for (int n = 0; n < 32; ++n) {
+    const int sum = x.at[2 * n] * y.at[2 * n] + x.at[2 * n + 1] * y.at[2 * n + 1];
+    out.at[n] = (int16_t)(sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum);
+  }
+  return out.integers();
+}
+static inline __m512i emulated_madd_epi16(__m512i a, __m512i b) {  // VPMADDWD
+  const Emulated<int16_t> x(a), y(b);
+  Emulated<int32_t> out;
+  for (int n = 0; n < 16; ++n)
+    out.at[n] = (int32_t)((uint32_t)(x.at[2 * n] * y.at[2 * n]) + (uint32_t)(x.at[2 * n + 1] * y.at[2 * n + 1]));
+  return out.integers();
+}
+static inline __m256i emulated_quarter(__m512i a, int upper) {  // VEXTRACTI64X4
+  __m256i out;
+  std::memcpy(&out, (const char*)&a + 32 * (upper & 1), 32);
+  return out;
 }
 
 // VPDPBUSD: bytes of `a` unsigned, of `b` signed; the sum wraps at 32 bits, it does not saturate.
@@ -104,13 +161,6 @@ static inline __m512i emulated_dpbusd(__m512i sum, __m512i a, __m512i b) {
   return out.integers();
 }
 
-static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS: rounds to nearest even
-  const Emulated<int32_t> from(a);
-  Emulated<float> out;
-  for (int n = 0; n < 16; ++n) out.at[n] = (float)from.at[n];
-  return out.floats();
-}
-static inline __m512 emulated_mul_ps(__m512 a, __m512 b) { return a * b; }  // VMULPS
 static inline __m512 emulated_add_ps(__m512 a, __m512 b) { return a + b; }  // VADDPS
 static inline __m256 emulated_half_ps(__m512 a, int upper) {                // VEXTRACTF32X8
   __m256 out;
@@ -132,16 +182,27 @@ static inline __m512 emulated_cvtph_ps(__m256i a) {  // VCVTPH2PS, as two 256-bi
 #define _mm512_set1_ps emulated_set1_ps
 #define _mm512_broadcast_i32x4 emulated_broadcast_i32x4
 #define _mm512_permutexvar_epi8 emulated_permutexvar_epi8
-#define _mm512_permutex2var_epi8 emulated_permutex2var_epi8
-#define _mm512_multishift_epi64_epi8 emulated_multishift
 #define _mm512_movepi8_mask emulated_movepi8_mask
 #define _mm512_movepi32_mask emulated_movepi32_mask
-#define _mm512_mask_blend_epi8 emulated_mask_blend_epi8
 #define _mm512_add_epi8 emulated_add_epi8
-#define _mm512_sub_epi32 emulated_sub_epi32
+#define _mm512_add_epi32 emulated_add_epi32
+#define _mm512_set1_epi8 emulated_set1_epi8
+#define _mm512_set1_epi16 emulated_set1_epi16
+#define _mm512_set_epi32 emulated_set_epi32
+#define _mm512_srli_epi16 emulated_srli_epi16
+#define _mm512_slli_epi16 emulated_slli_epi16
+#define _mm512_and_si512 emulated_and
+#define _mm512_or_si512 emulated_or
+#define _mm512_xor_si512 emulated_xor
+#define _mm512_ternarylogic_epi64 emulated_ternary
+#define _mm512_shuffle_epi8 emulated_shuffle_epi8
+#define _mm512_abs_epi8 emulated_abs_epi8
+#define _mm512_mask_sub_epi8 emulated_mask_sub_epi8
+#define _mm512_maddubs_epi16 emulated_maddubs
+#define _mm512_madd_epi16 emulated_madd_epi16
+#define _mm512_extracti64x4_epi64 emulated_quarter
+#define _mm512_castsi512_si256(a) emulated_quarter(a, 0)
 #define _mm512_dpbusd_epi32 emulated_dpbusd
-#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
-#define _mm512_mul_ps emulated_mul_ps
 #define _mm512_add_ps emulated_add_ps
 #define _mm512_extractf32x8_ps emulated_half_ps
 #define _mm512_castps512_ps256(a) emulated_half_ps(a, 0)

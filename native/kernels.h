@@ -9,30 +9,33 @@ namespace lsb {
 
 enum class Dense : int { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3, kSign = 4 };
 
-// Plane tables of one L, prepared once: see prepare_tables in dispatch.cpp.
+// What turns a window of L bits into a weight, the same for every plane but for the levels:
+//   level index = newest nibble ^ hash[0][the nibble before] ^ hash[1][the nibble before that]
+// Bits of those nibbles that lie outside the window do not change their hash.
 struct PlaneTables {
-  int window = 0;                      // L
-  int count = 0;                       // planes prepared, <= kPlanesMax
-  alignas(64) uint8_t bytes[kPlanesMax][1 << kWindowMax];   // biased entries, replicated to >= 128
-  alignas(64) uint32_t fours[kPlanesMax][1 << (kWindowMax + 3)];  // 4 consecutive weights at once
-  int8_t raw[kPlanesMax][1 << kWindowMax];
+  int window = 0;                   // L
+  int count = 0;                    // planes, <= kPlanesMax
+  alignas(64) uint8_t hash[2][64];  // 16 entries, four times over
+  alignas(64) uint8_t levels[kPlanesMax][64];         // int8 patterns, four times over
+  alignas(64) uint8_t biased[kPlanesMax][64];         // the same + 128 on planes 1 and 5
+  int8_t values[kPlanesMax][1 << kWindowMax];         // of every window, oldest bit lowest
+  uint16_t offset[1 << kWindowMax];                   // level index of every window, x 32
 };
 
-struct PlanesView {               // up to kPlanesPerGroup planes that share one int8 weight
+struct PlanesView {                 // up to kPlanesPerGroup planes that share one int8 weight
   const uint8_t* streams[kPlanesPerGroup];
-  int first;                      // index of the first plane: chooses its tables
+  int first;                        // index of the first plane: chooses its levels
   int count;
   Geometry geometry;
   const PlaneTables* tables;
 };
 
-struct Activations {              // int8 rows of a sweep, packed for the dot product
-  const int32_t* quads;           // [token block][quad][block width]: 4 int8 in each word
-  const float* scale;             // [token][group]
-  const int32_t* offset;          // [token][group]: kByteOffset * sum of the group's int8 values
-  int64_t tokens, cols;
-  int group;                      // columns that share a scale, multiple of 4
-  int block;                      // tokens in a block: 1, 2, 4 or 8
+struct Activations {                // int8 rows of a sweep
+  const int8_t* rows;               // [token][stride], zero from cols on
+  const float* scale;               // [token][group]
+  const int32_t* sum;               // [token][group]: of the group's int8 values
+  int64_t tokens, cols, stride;     // stride: cols rounded up to whole strips
+  int group;                        // columns that share a scale: whole strips, or all columns
 };
 
 struct DenseView {
@@ -50,7 +53,6 @@ struct CacheView {                // one layer of a KV cache, 16-bit floats
 };
 
 
-
 struct FeedbackJob {
   const float* target;            // [rows, cols] weights in integer units of the first plane group
   const float* feedback;          // packed panels [cols/32][cols][32] of the unit upper factor; or null
@@ -65,10 +67,10 @@ struct FeedbackJob {
 struct Kernels {
   const char* name;
   // codec
-  void (*decode_groups)(const PlanesView&, int64_t group_begin, int64_t group_end, uint8_t* out);
+  void (*decode_block)(const PlanesView&, int64_t block, int8_t* out);  // [32][whole strips]
   void (*planes_matmul)(const PlanesView&, const Activations&, const float* row_scale, float unit,
-                        int64_t group_begin, int64_t group_end, float* out, bool accumulate,
-                        uint8_t* panel);
+                        int64_t block_begin, int64_t block_end, float* out, bool accumulate,
+                        void* scratch);
   void (*dense_matmul)(const DenseView&, const float* x, int64_t tokens, int64_t row_begin,
                        int64_t row_end, float* out, float* panel);
   void (*rotate)(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
@@ -89,8 +91,18 @@ struct Kernels {
   int64_t (*encode_scratch_bytes)(const FeedbackJob&);
 };
 
+// Bytes of scratch that planes_matmul wants for `tokens` rows in groups of `group` columns.
+inline int64_t planes_scratch_bytes(int64_t tokens, int64_t group) {
+  const int64_t strips = (group + kStrip - 1) / kStrip;
+  return strips * kStrip * kBlockRows + tokens * kBlockRows * (int64_t)sizeof(float);
+}
+
 const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512vnni_kernels();
+const Kernels& neon_kernels();
+const Kernels& emulated_avx512_kernels();
+const Kernels& emulated_avx512vnni_kernels();
 
 }  // namespace lsb

@@ -3,6 +3,8 @@
 #include <cstring>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -13,12 +15,14 @@ namespace {
 #include "network.inl"
 #include "dense.inl"
 #include "rotation.inl"
+#include "bytes.inl"
 #include "trellis.inl"
+#include "viterbi.inl"
 #include "encode.inl"
 }  // namespace
 
 const Kernels& LSB_TIER_FUNCTION() {
-  static const Kernels table = {LSB_TIER, decode_groups, planes_matmul, dense_matmul, rotate, quantize,
+  static const Kernels table = {LSB_TIER, decode_block, planes_matmul, dense_matmul, rotate, quantize,
                                 rms_norm, rope, store_kv, attend, swiglu, gram, encode_tile,
                                 encode_scratch_bytes};
   return table;

@@ -1,41 +1,47 @@
 // Geometry of the trellis streams: the one place that knows where a weight's bits lie.
 //
-// A matrix of rows x cols is cut into tiles of `tile_rows` rows (a multiple of 16; the last tile may
-// be lower). In a tile the weights of one plane form one sequence: column quads outermost, then row
-// groups of 16 rows, then 16 rows x 4 columns. 64 consecutive weights are a chunk = one u64, bit i
-// (LSB first) is the bit of weight i. A tile's stream starts with one u64 whose top bits are the
-// bits "before" weight 0, so that the first window is as free as any other.
+// A matrix of rows x cols is padded to blocks of 32 rows and strips of 16 columns and cut into tiles
+// of `tile_rows` rows. Inside a tile a plane is 16 bit streams: stream r * 4 + j holds the weights
+// of rows 4 g + r and columns 4 q + j, all row groups g of quad 0 first, then those of quad 1, ...
+// A byte holds eight consecutive steps of one stream, LSB first: the row groups of one block. Bytes
+// lie block by block (32 rows), then quad by quad, then the 16 streams: a strip of a block is 64
+// bytes. Bits before the first weight of a stream are zero; padded columns are in no stream.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace lsb {
 
-constexpr int kRowGroup = 16;       // rows decoded together: one per 32-bit lane of a 512-bit vector
-constexpr int kQuad = 4;            // columns decoded together: one 4-byte dot product per row
-constexpr int kChunk = kRowGroup * kQuad;
-constexpr int kWindowMin = 4;       // L, bits that select a table entry
-constexpr int kWindowMax = 10;
+constexpr int kRowGroup = 4;        // rows of one step: one for each 32-bit lane of 128 bits
+constexpr int kQuad = 4;            // columns of one step: one 4-byte dot product for each row
+constexpr int kStreams = kRowGroup * kQuad;
+constexpr int kSteps = 8;           // steps in a byte
+constexpr int kBlockRows = kRowGroup * kSteps;
+constexpr int kStrip = 16;          // columns of the four quads that a 512-bit register takes
+constexpr int kStripBytes = 64;
+constexpr int kWindowMin = 4;       // L, bits that select a level
+constexpr int kWindowMax = 12;
+constexpr int kLevels = 16;
 constexpr int kPlanesMax = 8;
 constexpr int kPlanesPerGroup = 4;  // planes that share one int8 weight
 constexpr int kGroupRatio = 8;      // integer weight = 8 * (planes 1..4) + (planes 5..8)
-constexpr int kByteOffset = 128;    // decoded bytes are weight + 128, as the u8 x s8 dot product wants
 
 struct Geometry {
   int64_t rows, cols;
-  int tile_rows;
+  int tile_rows;                    // a multiple of 32
 
-  int64_t row_groups() const { return (rows + kRowGroup - 1) / kRowGroup; }
-  int64_t quads() const { return cols / kQuad; }
-  int64_t tiles() const { return (row_groups() * kRowGroup + tile_rows - 1) / tile_rows; }
-  int64_t groups_per_tile() const { return tile_rows / kRowGroup; }
-  int64_t groups_in_tile(int64_t tile) const {
-    int64_t left = row_groups() - tile * groups_per_tile();
-    return left < groups_per_tile() ? left : groups_per_tile();
+  int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
+  int64_t quads() const { return (cols + kQuad - 1) / kQuad; }
+  int64_t strips() const { return (cols + kStrip - 1) / kStrip; }
+  int64_t block_bytes() const { return strips() * kStripBytes; }
+  int64_t stream_bytes() const { return blocks() * block_bytes(); }
+  int64_t tile_blocks() const { return tile_rows / kBlockRows; }
+  int64_t tiles() const { return (blocks() + tile_blocks() - 1) / tile_blocks(); }
+  int64_t first_block(int64_t tile) const { return tile * tile_blocks(); }
+  int64_t blocks_in_tile(int64_t tile) const {
+    const int64_t left = blocks() - first_block(tile);
+    return left < tile_blocks() ? left : tile_blocks();
   }
-  // u64 words before a tile: one prefix word and one word per chunk of every earlier tile.
-  int64_t tile_word(int64_t tile) const { return tile * (1 + groups_per_tile() * quads()); }
-  int64_t stream_words() const { return tiles() + row_groups() * quads(); }
 };
 
 }  // namespace lsb

@@ -1,308 +1,296 @@
 // Decoding trellis planes to int8 weights and multiplying them with int8 activations.
 
-static inline uint64_t word_at(const uint8_t* p) { uint64_t w; std::memcpy(&w, p, 8); return w; }
+constexpr int kPanelStrip = kStrip * kBlockRows;  // decoded bytes of one strip of a block
 
-// 64 weights (+128) of one chunk, four at a time by table. at[k] points at the tile's prefix word.
-template <int K>
-static inline void decode_chunk(const PlanesView& v, const uint8_t* const* at, int64_t chunk,
-                                uint8_t* out) {
-  const int window = v.tables->window;
-  const uint32_t mask = (1u << (window + 3)) - 1;
-  const uint32_t* fours[K];
-  uint64_t low[K], high[K];
-  for (int k = 0; k < K; ++k) {
-    fours[k] = v.tables->fours[v.first + k];
-    const uint64_t before = word_at(at[k] + 8 * chunk), now = word_at(at[k] + 8 * chunk + 8);
-    // From the oldest bit of the first window on: window - 1 bits of `before`, then `now`.
-    low[k] = before >> (65 - window) | now << (window - 1);
-    high[k] = now >> (33 - window);  // the same, 32 bits on
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRowGroup; ++r) {
-    uint32_t sum = 0;
-#pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) {
-      uint64_t bits = r < 8 ? low[k] >> (4 * r) : high[k] >> (4 * r - 32);
-#if defined(__GNUC__)
-      __asm__("" : "+r"(bits));  // keeps this scalar: gathers are several times slower than loads
-#endif
-      sum += fours[k][(uint32_t)bits & mask];
-    }
-    std::memcpy(out + 4 * r, &sum, 4);
-  }
-}
-
-struct TileCursor {  // where a row group's chunks lie
-  const uint8_t* at[kPlanesPerGroup];
-  int64_t step, index;  // chunk of quad q = q * step + index
+// Bytes of one block, and of the blocks one and two before it in the order of its streams.
+struct BlockRows {
+  const uint8_t* now[kPlanesPerGroup];
+  const uint8_t* before[2][kPlanesPerGroup];
+  alignas(64) uint8_t edge[2][kPlanesPerGroup][kStripBytes];  // `before` of the first strip
 };
 
-static inline TileCursor locate(const PlanesView& v, int64_t group) {
+// Before the first block of a tile comes its last one, a quad (16 bytes) to the left, where strip 0
+// has nothing: those bits are zero.
+static void locate(const PlanesView& v, int64_t block, BlockRows* rows) {
   const Geometry& g = v.geometry;
-  const int64_t tile = group / g.groups_per_tile();
-  TileCursor cursor;
-  for (int k = 0; k < v.count; ++k) cursor.at[k] = v.streams[k] + 8 * g.tile_word(tile);
-  cursor.step = g.groups_in_tile(tile);
-  cursor.index = group % g.groups_per_tile();
-  return cursor;
-}
-
-template <int K>
-static void decode_chunks(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
-  TileCursor cursor = locate(v, group);
-  for (int64_t q = 0; q < v.geometry.quads(); ++q)
-    decode_chunk<K>(v, cursor.at, q * cursor.step + cursor.index, out + q * out_step);
-}
-
-static void decode_group_plain(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
-  switch (v.count) {
-    case 1: return decode_chunks<1>(v, group, out, out_step);
-    case 2: return decode_chunks<2>(v, group, out, out_step);
-    case 3: return decode_chunks<3>(v, group, out, out_step);
-    default: return decode_chunks<4>(v, group, out, out_step);
+  const int64_t tile = block / g.tile_blocks(), first = g.first_block(tile), count = g.blocks_in_tile(tile);
+  for (int k = 0; k < v.count; ++k) {
+    rows->now[k] = v.streams[k] + block * g.block_bytes();
+    for (int back = 0; back < 2; ++back) {
+      int64_t local = block - first - 1 - back, left = 0;
+      for (; local < 0; local += count) left += kStreams;
+      const uint8_t* row = v.streams[k] + (first + local) * g.block_bytes();
+      uint8_t* edge = rows->edge[back][k];
+      std::memset(edge, 0, left);
+      std::memcpy(edge + left, row, kStripBytes - left);
+      // Never read on strip 0; computed as an integer because it may lie before the stream.
+      rows->before[back][k] = (const uint8_t*)((uintptr_t)row - (uintptr_t)left);
+    }
   }
 }
 
-static inline void finish(const int32_t* acc, const int32_t* offset, const float* scale, int64_t tokens,
-                          int64_t groups, float* sums) {
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int r = 0; r < kRowGroup; ++r)
-      sums[t * kRowGroup + r] += (float)(acc[t * kRowGroup + r] - offset[t * groups]) * scale[t * groups];
+static inline void finish(const int32_t* sums, int32_t offset, float scale, float* out) {
+  for (int r = 0; r < kBlockRows; ++r) out[r] += (float)(sums[r] - offset) * scale;
 }
 
-static inline void write_out(const Geometry& g, int64_t group, const float* sums, const float* row_scale,
-                             float unit, int64_t tokens, float* out, bool accumulate) {
-  const int64_t row = group * kRowGroup;
-  const int64_t rows = g.rows - row < kRowGroup ? g.rows - row : kRowGroup;
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; ++r) {
-      float y = sums[t * kRowGroup + r] * (row_scale[row + r] * unit);
-      out[t * g.rows + row + r] = accumulate ? out[t * g.rows + row + r] + y : y;
-    }
-}
-
-#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-
-static inline __m512i zmm(const void* p) { return _mm512_loadu_si512(p); }
-
-// Windows by vpermb + vpmultishiftqb, values by vpermi2b: see docs/decisions/0002.
-template <int K, bool kWide>
-struct Decoder {
-  __m512i table[K][kWide ? 4 : 2], spread, shift;
-
-  explicit Decoder(const PlanesView& v) {
-    for (int k = 0; k < K; ++k)
-      for (int i = 0; i < (kWide ? 4 : 2); ++i)
-        table[k][i] = zmm(v.tables->bytes[v.first + k] + 64 * i);
-    alignas(64) uint8_t s[64], m[64];
-    for (int i = 0; i < 64; ++i) s[i] = 7 + i / 8 + i % 8, m[i] = 9 - v.tables->window + i % 8;
-    spread = zmm(s);
-    shift = zmm(m);
+static inline void write_out(const Geometry& g, int64_t block, const float* sums, const float* row_scale,
+                             float unit, float* out, bool accumulate) {
+  const int64_t row = block * kBlockRows;
+  const int64_t rows = g.rows - row < kBlockRows ? g.rows - row : kBlockRows;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float y = sums[r] * (row_scale[row + r] * unit);
+    out[row + r] = accumulate ? out[row + r] + y : y;
   }
+}
 
-  __m512i operator()(const uint8_t* const* at, int64_t chunk) const {
-    __m512i sum = _mm512_setzero_si512();
-    for (int k = 0; k < K; ++k) {
-      __m512i words = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(at[k] + 8 * chunk)));
-      __m512i index = _mm512_multishift_epi64_epi8(shift, _mm512_permutexvar_epi8(spread, words));
-      __m512i value = _mm512_permutex2var_epi8(table[k][0], index, table[k][1]);
-      if (kWide) {
-        __m512i high = _mm512_permutex2var_epi8(table[k][2], index, table[k][3]);
-        value = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), value, high);
-      }
-      sum = k ? _mm512_add_epi8(sum, value) : value;
-    }
-    return sum;
+#if defined(LSB_BYTES)
+
+constexpr int kRegisterBytes = LSB_BYTES;
+constexpr int kRegisters = kStripBytes / LSB_BYTES;  // of one strip
+
+struct Tables {
+  vb hash[2], levels[kPlanesPerGroup];
+
+  explicit Tables(const PlanesView& v) {
+    for (int i = 0; i < 2; ++i) hash[i] = load_table(v.tables->hash[i]);
+    for (int k = 0; k < v.count; ++k)
+      levels[k] = load_table(kBiased ? v.tables->biased[v.first + k] : v.tables->levels[v.first + k]);
   }
 };
 
-// G row groups of one tile times one block of N tokens, decoded in registers.
-template <int K, bool kWide, int N, int G>
-static void fused(const PlanesView& v, const Activations& x, int64_t group, float* sums) {
-  const Decoder<K, kWide> decode(v);
-  const TileCursor cursor = locate(v, group);
-  const int64_t groups = x.cols / x.group, quads = x.group / kQuad;
-  const int32_t* act = x.quads;
-  int64_t chunk = cursor.index;
+// Values of the eight steps in the bytes `now`; `w` are the nibbles that end at steps -4..7 and, if
+// the window is longer than 8 bits (kDeep), at -8..7. kAdd adds them to what is there.
+template <bool kDeep, bool kAdd>
+static inline __attribute__((always_inline)) void plane_values(vb before2, vb before, vb now,
+                                                              const Tables& tables, vb levels, vb* out) {
+  vb w[16];
+  if (kDeep) {
+    const vb joint = join(nibble<4>(before2), nibble<0>(before));
+    w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint), w[3] = nibble<0>(before);
+  }
+  w[4] = nibble<1>(before), w[5] = nibble<2>(before), w[6] = nibble<3>(before), w[7] = nibble<4>(before);
+  w[11] = nibble<0>(now);
+  const vb joint = join(w[7], w[11]);
+  w[8] = nibble<1>(joint), w[9] = nibble<2>(joint), w[10] = nibble<3>(joint);
+  w[12] = nibble<1>(now), w[13] = nibble<2>(now), w[14] = nibble<3>(now), w[15] = nibble<4>(now);
+  for (int i = 0; i < kSteps; ++i) {
+    vb index = xor_bytes(w[8 + i], lookup(tables.hash[0], w[4 + i]));
+    if (kDeep) index = xor_bytes(index, lookup(tables.hash[1], w[i]));
+    const vb value = lookup(levels, index);
+    out[i] = kAdd ? add_bytes(out[i], value) : value;
+  }
+}
+
+// One register of a strip at byte `at`: eight registers of weights, one for each row group.
+template <int K, bool kDeep>
+static inline __attribute__((always_inline)) void decode_register(const uint8_t* const* now,
+    const uint8_t* const* before, const uint8_t* const* before2, int64_t at, const Tables& t, vb* out) {
+  const auto deep = [&](int k) { return kDeep ? load_bytes(before2[k] + at) : t.hash[0]; };
+  plane_values<kDeep, false>(deep(0), load_bytes(before[0] + at), load_bytes(now[0] + at), t, t.levels[0], out);
+  if constexpr (K > 1)
+    plane_values<kDeep, true>(deep(1), load_bytes(before[1] + at), load_bytes(now[1] + at), t, t.levels[1], out);
+  if constexpr (K > 2)
+    plane_values<kDeep, true>(deep(2), load_bytes(before[2] + at), load_bytes(now[2] + at), t, t.levels[2], out);
+  if constexpr (K > 3)
+    plane_values<kDeep, true>(deep(3), load_bytes(before[3] + at), load_bytes(now[3] + at), t, t.levels[3], out);
+}
+
+// Calls body(now, before, before2, begin, end) for the strips [begin, end), the first strip apart.
+template <typename Body>
+static inline void over_strips(const BlockRows& rows, int64_t begin, int64_t end, const Body& body) {
+  if (begin == 0 && end > 0) {
+    const uint8_t *near[kPlanesPerGroup], *far[kPlanesPerGroup];
+    for (int k = 0; k < kPlanesPerGroup; ++k) near[k] = rows.edge[0][k], far[k] = rows.edge[1][k];
+    body(rows.now, near, far, 0, 1);
+    begin = 1;
+  }
+  if (begin < end) body(rows.now, rows.before[0], rows.before[1], begin, end);
+}
+
+static inline void store_rows(const vsum* sums, int32_t* out) {
+  for (int g = 0; g < kSteps; ++g) {
+    const auto four = rows_of(sums[g]);
+    std::memcpy(out + g * kRowGroup, &four, sizeof four);
+  }
+}
+
+// One token: weights never leave the registers.
+template <int K, bool kDeep>
+static void single(const PlanesView& v, const BlockRows& rows, const Activations& x, float* out) {
+  const Tables tables(v);
+  const int64_t groups = x.cols / x.group, strips = (x.group + kStrip - 1) / kStrip;
   for (int64_t a = 0; a < groups; ++a) {
-    __m512i acc[G][N];
-    for (auto& row : acc)
-      for (auto& e : row) e = _mm512_setzero_si512();
-    for (int64_t q = 0; q < quads; ++q, chunk += cursor.step, act += N)
+    vsum sums[kSteps];
+    for (auto& s : sums) s = zero_sum();
+    over_strips(rows, a * strips, (a + 1) * strips,
+                [&](const uint8_t* const* now, const uint8_t* const* before, const uint8_t* const* before2,
+                    int64_t begin, int64_t end) {
+      for (int64_t at = begin * kRegisters; at < end * kRegisters; ++at) {
+        vb w[kSteps];
+        decode_register<K, kDeep>(now, before, before2, at * LSB_BYTES, tables, w);
+        const vb values = spread(x.rows + at / kRegisters * kStrip, at % kRegisters);
+        for (int g = 0; g < kSteps; ++g) sums[g] = dot(sums[g], prepare(w[g]), values);
+      }
+    });
+    int32_t whole[kBlockRows];
+    store_rows(sums, whole);
+    finish(whole, kBiased ? 128 * x.sum[a] : 0, x.scale[a], out);
+  }
+}
+
+// Strips [begin, end) of a block: [strip][register][row group] registers of weights.
+template <int K, bool kDeep>
+static void decode_panel(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+  const Tables tables(v);
+  over_strips(rows, begin, end,
+              [&](const uint8_t* const* now, const uint8_t* const* before, const uint8_t* const* before2,
+                  int64_t first, int64_t last) {
+    uint8_t* to = panel + (first - begin) * kPanelStrip;
+    for (int64_t at = first * kRegisters; at < last * kRegisters; ++at) {
+      vb w[kSteps];
+      decode_register<K, kDeep>(now, before, before2, at * LSB_BYTES, tables, w);
+      for (int g = 0; g < kSteps; ++g, to += LSB_BYTES) store_bytes(to, w[g]);
+    }
+  });
+}
+
+constexpr int kManyTokens = 4;
+constexpr int kGroupsAtOnce = LSB_BYTES == 32 ? 2 : 4;  // row groups x tokens fill the registers
+
+// sums[t][32] of T tokens with `strips` strips of a panel.
+template <int T>
+static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t stride, int64_t strips, int32_t (*out)[kBlockRows]) {
+  constexpr int G = T == 1 ? kSteps : kGroupsAtOnce;
+  for (int g0 = 0; g0 < kSteps; g0 += G) {
+    vsum sums[T][G];
+    for (auto& row : sums)
+      for (auto& s : row) s = zero_sum();
+    const uint8_t* w = panel + g0 * LSB_BYTES;
+    for (int64_t at = 0; at < strips * kRegisters; ++at, w += kSteps * LSB_BYTES) {
+      vb values[T];
+      for (int t = 0; t < T; ++t) values[t] = spread(x + t * stride + at / kRegisters * kStrip, at % kRegisters);
       for (int g = 0; g < G; ++g) {
-        __m512i w = decode(cursor.at, chunk + g);
-        for (int n = 0; n < N; ++n)
-          acc[g][n] = _mm512_dpbusd_epi32(acc[g][n], w, _mm512_set1_epi32(act[n]));
+        const Prepared weights = prepare(load_bytes(w + g * LSB_BYTES));
+        for (int t = 0; t < T; ++t) sums[t][g] = dot(sums[t][g], weights, values[t]);
       }
-    for (int g = 0; g < G; ++g)
-      for (int n = 0; n < N; ++n) {
-        if (n >= x.tokens) continue;
-        __m512i exact = _mm512_sub_epi32(acc[g][n], _mm512_set1_epi32(x.offset[n * groups + a]));
-        __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(x.scale[n * groups + a]));
-        float* s = sums + ((int64_t)g * N + n) * kRowGroup;
-        _mm512_storeu_ps(s, _mm512_add_ps(_mm512_loadu_ps(s), part));
-      }
-  }
-}
-
-template <int K, bool kWide, int N>
-static void fused_range(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                        int64_t begin, int64_t end, float* out, bool accumulate) {
-  constexpr int kMany = N >= 8 ? 2 : N >= 4 ? 4 : 8;
-  const int64_t per_tile = v.geometry.groups_per_tile();
-  for (int64_t group = begin; group < end;) {
-    alignas(64) float sums[kMany * N * kRowGroup] = {};
-    const int64_t tile_end = (group / per_tile + 1) * per_tile;
-    const bool many = group + kMany <= end && group + kMany <= tile_end;
-    if (many) fused<K, kWide, N, kMany>(v, x, group, sums);
-    else fused<K, kWide, N, 1>(v, x, group, sums);
-    for (int g = 0; g < (many ? kMany : 1); ++g, ++group)
-      write_out(v.geometry, group, sums + g * N * kRowGroup, row_scale, unit, x.tokens, out, accumulate);
-  }
-}
-
-template <int K, bool kWide>
-static void decode_fast(const PlanesView& v, int64_t group, uint8_t* out, int64_t out_step) {
-  const Decoder<K, kWide> decode(v);
-  const TileCursor cursor = locate(v, group);
-  int64_t chunk = cursor.index;
-  for (int64_t q = 0; q < v.geometry.quads(); ++q, chunk += cursor.step)
-    _mm512_storeu_si512(out + q * out_step, decode(cursor.at, chunk));
-}
-
-static void decode_group(const PlanesView& v, int64_t group, uint8_t* out, int64_t step) {
-  const int wide = v.tables->window == 8;
-  if (v.tables->window > 8) return decode_group_plain(v, group, out, step);
-  switch (v.count * 2 + wide) {
-    case 2: return decode_fast<1, false>(v, group, out, step);
-    case 3: return decode_fast<1, true>(v, group, out, step);
-    case 4: return decode_fast<2, false>(v, group, out, step);
-    case 5: return decode_fast<2, true>(v, group, out, step);
-    case 6: return decode_fast<3, false>(v, group, out, step);
-    case 7: return decode_fast<3, true>(v, group, out, step);
-    case 8: return decode_fast<4, false>(v, group, out, step);
-    default: return decode_fast<4, true>(v, group, out, step);
-  }
-}
-
-template <int K, bool kWide>
-static void fused_tokens(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                         int64_t begin, int64_t end, float* out, bool accumulate) {
-  switch (x.block) {
-    case 1: return fused_range<K, kWide, 1>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 2: return fused_range<K, kWide, 2>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 4: return fused_range<K, kWide, 4>(v, x, row_scale, unit, begin, end, out, accumulate);
-    default: return fused_range<K, kWide, 8>(v, x, row_scale, unit, begin, end, out, accumulate);
-  }
-}
-
-static void fused_planes(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                         int64_t begin, int64_t end, float* out, bool accumulate) {
-  const bool wide = v.tables->window == 8;
-  switch (v.count * 2 + wide) {
-    case 2: return fused_tokens<1, false>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 3: return fused_tokens<1, true>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 4: return fused_tokens<2, false>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 5: return fused_tokens<2, true>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 6: return fused_tokens<3, false>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 7: return fused_tokens<3, true>(v, x, row_scale, unit, begin, end, out, accumulate);
-    case 8: return fused_tokens<4, false>(v, x, row_scale, unit, begin, end, out, accumulate);
-    default: return fused_tokens<4, true>(v, x, row_scale, unit, begin, end, out, accumulate);
-  }
-}
-
-// acc[N][16] of one decoded group of columns; w steps by 64 bytes a quad.
-static inline void dot_block(const uint8_t* w, const int32_t* act, int64_t quads, int block,
-                             int32_t* acc) {
-  __m512i a[8];
-  for (auto& e : a) e = _mm512_setzero_si512();
-  if (block == 8) {
-    for (int64_t q = 0; q < quads; ++q, w += 64, act += 8) {
-      __m512i weights = zmm(w);
-      for (int n = 0; n < 8; ++n) a[n] = _mm512_dpbusd_epi32(a[n], weights, _mm512_set1_epi32(act[n]));
     }
-  } else {
-    for (int64_t q = 0; q < quads; ++q, w += 64, act += block)
-      for (int n = 0; n < block; ++n)
-        a[n] = _mm512_dpbusd_epi32(a[n], zmm(w), _mm512_set1_epi32(act[n]));
+    for (int t = 0; t < T; ++t)
+      for (int g = 0; g < G; ++g) {
+        const auto four = rows_of(sums[t][g]);
+        std::memcpy(out[t] + (g0 + g) * kRowGroup, &four, sizeof four);
+      }
   }
-  for (int n = 0; n < block; ++n) _mm512_storeu_si512(acc + n * kRowGroup, a[n]);
+}
+
+typedef void (*Single)(const PlanesView&, const BlockRows&, const Activations&, float*);
+typedef void (*Panel)(const PlanesView&, const BlockRows&, int64_t, int64_t, uint8_t*);
+
+static bool deep(const PlanesView& v) { return v.tables->window > 8; }
+
+static void decode_strips(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+  static const Panel kShapes[2][kPlanesPerGroup] = {
+      {decode_panel<1, false>, decode_panel<2, false>, decode_panel<3, false>, decode_panel<4, false>},
+      {decode_panel<1, true>, decode_panel<2, true>, decode_panel<3, true>, decode_panel<4, true>}};
+  kShapes[deep(v)][v.count - 1](v, rows, begin, end, panel);
+}
+
+static void single_token(const PlanesView& v, const BlockRows& rows, const Activations& x, float* out) {
+  static const Single kShapes[2][kPlanesPerGroup] = {
+      {single<1, false>, single<2, false>, single<3, false>, single<4, false>},
+      {single<1, true>, single<2, true>, single<3, true>, single<4, true>}};
+  kShapes[deep(v)][v.count - 1](v, rows, x, out);
 }
 
 #else
 
-static void decode_group(const PlanesView& v, int64_t group, uint8_t* out, int64_t step) {
-  decode_group_plain(v, group, out, step);
-}
+constexpr bool kBiased = false;
+constexpr int kManyTokens = 1;
+constexpr int kRegisterBytes = kStripBytes;
 
-#if defined(__AVX2__)
-static inline void dot_block(const uint8_t* w, const int32_t* act, int64_t quads, int block,
-                             int32_t* acc) {
-  for (int n = 0; n < block; ++n) {
-    __m256i pairs[4];  // register i: rows 4i..4i+3, two partial sums each
-    for (auto& p : pairs) p = _mm256_setzero_si256();
-    for (int64_t q = 0; q < quads; ++q) {
-      __m256i x = _mm256_cvtepi8_epi16(_mm_set1_epi32(act[q * block + n]));
-      for (int i = 0; i < 4; ++i) {
-        __m256i rows = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(w + q * 64 + 16 * i)));
-        pairs[i] = _mm256_add_epi32(pairs[i], _mm256_madd_epi16(rows, x));
+static void decode_strips(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+  const int window = v.tables->window;
+  const uint32_t mask = (1u << window) - 1;
+  for (int64_t strip = begin; strip < end; ++strip, panel += kPanelStrip) {
+    std::memset(panel, 0, kPanelStrip);
+    for (int k = 0; k < v.count; ++k) {
+      const int8_t* values = v.tables->values[v.first + k];
+      const uint8_t* now = rows.now[k] + strip * kStripBytes;
+      const uint8_t* near = strip ? rows.before[0][k] + strip * kStripBytes : rows.edge[0][k];
+      const uint8_t* far = strip ? rows.before[1][k] + strip * kStripBytes : rows.edge[1][k];
+      for (int i = 0; i < kStripBytes; ++i) {
+        const uint32_t bits = (uint32_t)far[i] | (uint32_t)near[i] << 8 | (uint32_t)now[i] << 16;
+        for (int g = 0; g < kSteps; ++g)
+          panel[g * kStripBytes + i] += (uint8_t)values[bits >> (17 + g - window) & mask];
       }
-    }
-    for (int i = 0; i < 4; ++i) {
-      alignas(32) int32_t halves[8];
-      _mm256_store_si256((__m256i*)halves, pairs[i]);
-      for (int r = 0; r < 4; ++r) acc[n * kRowGroup + 4 * i + r] = halves[2 * r] + halves[2 * r + 1];
     }
   }
 }
-#else
-static inline void dot_block(const uint8_t* w, const int32_t* act, int64_t quads, int block,
-                             int32_t* acc) {
-  for (int n = 0; n < block; ++n) {
-    int32_t sum[kRowGroup] = {};
-    for (int64_t q = 0; q < quads; ++q) {
-      int8_t x[4];
-      std::memcpy(x, act + q * block + n, 4);
-      const uint8_t* p = w + q * 64;
-      for (int r = 0; r < kRowGroup; ++r)
-        sum[r] += p[4 * r] * x[0] + p[4 * r + 1] * x[1] + p[4 * r + 2] * x[2] + p[4 * r + 3] * x[3];
-    }
-    std::memcpy(acc + n * kRowGroup, sum, sizeof sum);
-  }
+
+template <int T>
+static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t, int64_t strips, int32_t (*out)[kBlockRows]) {
+  std::memset(out[0], 0, sizeof out[0]);
+  for (int64_t strip = 0; strip < strips; ++strip, x += kStrip)
+    for (int g = 0; g < kSteps; ++g, panel += kStripBytes)
+      for (int quad = 0; quad < kStrip / kQuad; ++quad)
+        for (int r = 0; r < kRowGroup; ++r) {
+          const int8_t* w = (const int8_t*)panel + quad * kStreams + r * kQuad;
+          for (int j = 0; j < kQuad; ++j) out[0][g * kRowGroup + r] += w[j] * x[quad * kQuad + j];
+        }
 }
 #endif
-#endif
 
-static void decode_groups(const PlanesView& v, int64_t begin, int64_t end, uint8_t* out) {
-  const int64_t bytes = v.geometry.quads() * kChunk;
-  for (int64_t group = begin; group < end; ++group, out += bytes) decode_group(v, group, out, kChunk);
-}
-
-// Decode a row group once, then use it for every token.
-static void panel_matmul(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                         int64_t begin, int64_t end, float* out, bool accumulate, uint8_t* panel) {
-  const int64_t groups = x.cols / x.group, quads = x.group / kQuad, all = x.cols / kQuad;
-  for (int64_t group = begin; group < end; ++group) {
-    decode_group(v, group, panel, kChunk);
-    for (int64_t t = 0; t < x.tokens; t += x.block) {
-      const int64_t used = x.tokens - t < x.block ? x.tokens - t : x.block;
-      const int32_t* act = x.quads + t * all;
-      alignas(64) float sums[8 * kRowGroup] = {};
-      alignas(64) int32_t acc[8 * kRowGroup];
-      for (int64_t a = 0; a < groups; ++a) {
-        dot_block(panel + a * quads * kChunk, act + a * quads * x.block, quads, x.block, acc);
-        finish(acc, x.offset + t * groups + a, x.scale + t * groups + a, used, groups, sums);
+// A panel, a group of columns at a time, used for every token.
+static void many_tokens(const PlanesView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
+  const int64_t groups = x.cols / x.group, strips = (x.group + kStrip - 1) / kStrip;
+  for (int64_t a = 0; a < groups; ++a) {
+    decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
+    for (int64_t t = 0; t < x.tokens;) {
+      const int64_t used = x.tokens - t < kManyTokens ? 1 : kManyTokens;
+      int32_t sums[kManyTokens][kBlockRows];
+      const int8_t* values = x.rows + t * x.stride + a * strips * kStrip;
+      if (used == 1) panel_dot<1>(panel, values, x.stride, strips, sums);
+      else panel_dot<kManyTokens>(panel, values, x.stride, strips, sums);
+      for (int64_t i = 0; i < used; ++i, ++t) {
+        const int64_t at = t * groups + a;
+        finish(sums[i], kBiased ? 128 * x.sum[at] : 0, x.scale[at], out + t * kBlockRows);
       }
-      write_out(v.geometry, group, sums, row_scale, unit, used, out + t * v.geometry.rows, accumulate);
     }
   }
 }
 
 static void planes_matmul(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                          int64_t begin, int64_t end, float* out, bool accumulate, uint8_t* panel) {
-#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-  if (x.tokens <= x.block && v.tables->window <= 8)
-    return fused_planes(v, x, row_scale, unit, begin, end, out, accumulate);
+                          int64_t begin, int64_t end, float* out, bool accumulate, void* scratch) {
+  float* sums = (float*)scratch;
+  uint8_t* panel = (uint8_t*)(sums + x.tokens * kBlockRows);
+  BlockRows rows;
+  for (int64_t block = begin; block < end; ++block) {
+    locate(v, block, &rows);
+    std::memset(sums, 0, x.tokens * kBlockRows * sizeof(float));
+#if defined(LSB_BYTES)
+    if (x.tokens == 1) single_token(v, rows, x, sums);
+    else
 #endif
-  panel_matmul(v, x, row_scale, unit, begin, end, out, accumulate, panel);
+    many_tokens(v, rows, x, panel, sums);
+    for (int64_t t = 0; t < x.tokens; ++t)
+      write_out(v.geometry, block, sums + t * kBlockRows, row_scale, unit, out + t * v.geometry.rows, accumulate);
+  }
+}
+
+// Row-major signed weights of one block: [32][whole strips].
+static void decode_block(const PlanesView& v, int64_t block, int8_t* out) {
+  const int64_t strips = v.geometry.strips(), cols = strips * kStrip;
+  constexpr int kQuads = kRegisterBytes / kStreams;  // of one register
+  BlockRows rows;
+  locate(v, block, &rows);
+  alignas(64) uint8_t panel[kPanelStrip];
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    decode_strips(v, rows, strip, strip + 1, panel);
+    for (int quad = 0; quad < kStrip / kQuad; ++quad)
+      for (int row = 0; row < kBlockRows; ++row) {
+        const int g = row / kRowGroup, r = row % kRowGroup;
+        const uint8_t* from = panel + (quad / kQuads * kSteps + g) * kRegisterBytes + quad % kQuads * kStreams + r * kQuad;
+        for (int j = 0; j < kQuad; ++j)
+          out[row * cols + strip * kStrip + quad * kQuad + j] = (int8_t)(kBiased ? from[j] ^ 128 : from[j]);
+      }
+  }
 }

@@ -32,7 +32,7 @@ BASELINES: list[Codec] = [Raw16(), Int8(), Uniform1(), Outlier1(), Outlier1(0.1)
 CODECS: list[Codec] = [
     *BASELINES,
     Planes(PlaneOptions(3)),
-    Planes(PlaneOptions(5, tile_rows=16), 0.01),
+    Planes(PlaneOptions(5, tile_rows=32), 0.01),
     Planes(PlaneOptions(2, tile_rows=64), 0.001),
 ]
 IDS = ["raw", "int8", "uniform1", "outlier1", "outlier1-10%", "planes", "planes-1%", "planes-0.1%"]
@@ -183,4 +183,4 @@ def test_planes_on_a_gaussian_lose_what_the_tables_lose() -> None:
     found = Planes(PlaneOptions(3)).encode(
         gaussian(256, 576), "f32", InputStatistics(flat_transform(576))
     )
-    assert found[1].relative_error < 1.02 * 0.0245
+    assert found[1].relative_error < 1.02 * 0.0236  # test_tables.py, DESIGN

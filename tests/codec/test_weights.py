@@ -12,7 +12,7 @@ from loop_singular_bit.codec.rotation import ACTIVATION_GROUP_MAX, InputTransfor
 from loop_singular_bit.codec.tables import table_set
 from loop_singular_bit.codec.weights import DenseWeight, InputRows, PlanesWeight, Weight
 
-ROWS = 37  # neither a row group nor a tile
+ROWS = 69  # neither a row group nor a block nor a tile
 TOKENS = 5
 
 
@@ -32,7 +32,7 @@ def signs_with_outliers(cols: int = 100, dtype: str = "bf16") -> DenseWeight:
     return DenseWeight(plain.kind, cols, plain.data, plain.scale, kept)
 
 
-def planes(count: int, cols: int = 192, tile_rows: int = 16, share: float = 0.0) -> PlanesWeight:
+def planes(count: int, cols: int = 192, tile_rows: int = 32, share: float = 0.0) -> PlanesWeight:
     kept = random_outliers(ROWS, cols, share, "f16") if share else None
     W = gaussian(ROWS, cols)
     options = PlaneOptions(count, tile_rows=tile_rows)
@@ -42,7 +42,7 @@ def planes(count: int, cols: int = 192, tile_rows: int = 16, share: float = 0.0)
 DENSE = [*map(dense, DenseKind), signs_with_outliers(), signs_with_outliers(8, "f32")]
 DENSE_IDS = [*(kind.name for kind in DenseKind), "outlier1", "outlier1-narrow"]
 # planes, columns, tile rows, share of outliers
-PLANES = [(1,), (4,), (6,), (8,), (3, 64, 256), (2, 12), (3, 192, 16, 0.02)]
+PLANES = [(1,), (4,), (6,), (8,), (3, 64, 256), (2, 12), (3, 192, 32, 0.02), (2, 36)]
 
 
 def product(weight: Weight, tokens: int = TOKENS) -> tuple[npt.NDArray[np.float32], InputRows]:
@@ -80,11 +80,17 @@ def test_outliers_take_the_place_of_signs() -> None:
     assert np.array_equal(weight.dense(), np.where(kept != 0, kept, signs))
 
 
+def group_of(weight: PlanesWeight) -> int:
+    """Columns that share a scale: a power of two of at least 16, or all."""
+    group = min(weight.transform.block, ACTIVATION_GROUP_MAX)
+    return group if group >= 16 else weight.cols
+
+
 @pytest.mark.parametrize("case", PLANES)
 def test_plane_products_equal_the_reference_on_the_same_int8_inputs(case: tuple[int, ...]) -> None:
     weight = planes(*case)
     out, inputs = product(weight)
-    group = min(weight.transform.block, ACTIVATION_GROUP_MAX)
+    group = group_of(weight)
     q, scale = reference.quantize_rows(weight.transform.inputs(inputs.x), group)
     expected = reference.planes_matmul(weight.integers(), weight.row_scale, q, scale)
     if weight.outliers is not None:
@@ -96,7 +102,7 @@ def test_plane_products_equal_the_reference_on_the_same_int8_inputs(case: tuple[
 def test_plane_products_differ_by_the_rounding_of_the_inputs_only(case: tuple[int, ...]) -> None:
     weight = planes(*case)
     out, inputs = product(weight)
-    group = min(weight.transform.block, ACTIVATION_GROUP_MAX)
+    group = group_of(weight)
     step = reference.quantize_rows(weight.transform.inputs(inputs.x), group)[1]
     rotated = np.abs(weight.integers() * weight.row_scale[:, None])
     bound = 0.5 * np.repeat(step, group, axis=1) @ rotated.T.astype(np.float64)
@@ -111,14 +117,14 @@ def test_integers_are_those_of_the_reference(case: tuple[int, ...]) -> None:
     weight = planes(*case)
     decoded = reference_integers(weight)
     assert np.array_equal(weight.integers(), decoded)
-    assert np.array_equal(weight.integers(5, 21), decoded[5:21])
+    assert np.array_equal(weight.integers(5, 37), decoded[5:37])
 
 
 def reference_integers(weight: PlanesWeight) -> npt.NDArray[np.int16]:
-    tables = table_set(weight.window).entries[: len(weight.streams)]
-    return reference.decode_planes(
-        weight.streams, tables, weight.rows, weight.cols, weight.tile_rows
-    )
+    tables = table_set(weight.window)
+    levels = tables.levels[: len(weight.streams)]
+    shape = weight.rows, weight.cols, weight.tile_rows
+    return reference.decode_planes(weight.streams, weight.window, tables.hashes, levels, *shape)
 
 
 @pytest.mark.parametrize("case", PLANES)
@@ -143,7 +149,7 @@ def test_rows_of_planes(case: tuple[int, ...]) -> None:
 
 def assert_rows(weight: Weight) -> None:
     """Rows read one by one are those of the whole matrix, bit for bit."""
-    rows = np.array([36, 0, 15, 16, 16])
+    rows = np.array([68, 0, 31, 32, 32, 64])
     assert np.array_equal(weight.read_rows(rows), weight.dense()[rows])
 
 

@@ -199,4 +199,4 @@ def test_workspace_bytes_are_those_of_its_buffers(raw: Network) -> None:
     work = Workspace(raw.spec, 10)
     arrays = (work.normed, work.delta, work.q, work.attended, work.k, work.v, work.gate, work.up)
     inner = raw.spec.hidden + raw.spec.query_width + raw.spec.intermediate
-    assert workspace_bytes(raw.spec, 10) == sum(a.nbytes for a in arrays) + 10 * 6 * inner
+    assert workspace_bytes(raw.spec, 10) == sum(a.nbytes for a in arrays) + 10 * 5 * inner

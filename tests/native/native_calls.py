@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
+from loop_singular_bit.codec import reference
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -48,20 +50,48 @@ def floats(rng: np.random.Generator, *shape: int) -> Floats:
     return rng.standard_normal(shape, np.float32)
 
 
-def random_tables(rng: np.random.Generator, planes: int, window: int) -> Int8s:
-    """Entries [planes, 2^window] whose largest add up to 127 in every group of four planes.
+def outside(window: int, nibble: int) -> int:
+    """Lowest bits of an older nibble (0: the one before the newest) that the window has not."""
+    return min(max(8 + 4 * nibble - window, 0), 4)
 
-    Entry 0 of a plane is its least, the last one its greatest.
+
+def random_hashes(rng: np.random.Generator, window: int) -> Bytes:
+    """Hashes [2, 16] that depend on every bit inside the window."""
+    hashes = np.zeros((2, 16), np.uint8)
+    for nibble in range(2):
+        cut = outside(window, nibble)
+        if cut < 4:
+            drawn = rng.permutation(16)[: 16 >> cut]  # all different: every bit counts
+            hashes[nibble] = np.repeat(drawn, 1 << cut)
+    return hashes
+
+
+def random_tables(rng: np.random.Generator, planes: int, window: int) -> reference.Tables:
+    """Hashes, and levels whose largest add up to 127 in every group of four planes.
+
+    Level 0 of a plane is its least, the last one its greatest.
     """
-    entries = np.zeros((planes, 1 << window), np.int8)
+    levels = np.zeros((planes, 16), np.int8)
     for start in range(0, planes, 4):
-        group = entries[start : start + 4]
+        group = levels[start : start + 4]
         cuts = np.sort(rng.integers(1, 127, len(group) - 1))
         largest = np.diff(cuts, prepend=0, append=127)
         for plane, top in zip(group, largest, strict=True):
             plane[:] = rng.integers(-top, top + 1, plane.size)
             plane[0], plane[-1] = -top, top
-    return entries
+    return reference.Tables(window, random_hashes(rng, window), levels)
+
+
+def extreme_tables(rng: np.random.Generator, planes: int, window: int) -> reference.Tables:
+    """The same with every level at one end of its plane's range."""
+    tables = random_tables(rng, planes, window)
+    signs = np.tile(np.array([-1, 1], np.int8), 8)
+    levels = np.stack([rng.permutation(signs) * plane[-1] for plane in tables.levels])
+    return replace(tables, levels=levels)
+
+
+def native(tables: reference.Tables) -> _native.PlaneTables:
+    return _native.PlaneTables(tables.window, tables.hashes, tables.levels)
 
 
 def random_streams(
@@ -72,12 +102,19 @@ def random_streams(
 
 
 def decode(
-    streams: list[Bytes], entries: Int8s, rows: int, cols: int, tile_rows: int
+    streams: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
 ) -> npt.NDArray[np.int16]:
     out = np.full((rows, cols), 12345, np.int16)
-    tables = _native.PlaneTables(entries)
-    _native.planes_decode(streams, rows, cols, tile_rows, tables, 0, out)
+    _native.planes_decode(streams, rows, cols, tile_rows, native(tables), 0, out)
     return out
+
+
+def reference_decode(
+    streams: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
+) -> npt.NDArray[np.int16]:
+    return reference.decode_planes(
+        streams, tables.window, tables.hashes, tables.levels, rows, cols, tile_rows
+    )
 
 
 def bits_to_float(bits: npt.NDArray[np.uint16], kind: str) -> Floats:

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
-from native_calls import Array, Bytes, Floats, Int8s, decode, everywhere, floats, random_tables
+from native_calls import (
+    Array,
+    Bytes,
+    Floats,
+    decode,
+    everywhere,
+    floats,
+    native,
+    random_hashes,
+    random_tables,
+    reference_decode,
+)
 
 from loop_singular_bit import _native
 from loop_singular_bit.codec import reference
@@ -19,14 +30,13 @@ class Encoded:
 
 
 def encode(
-    target: Floats, panels: Floats | None, entries: Int8s, tile_rows: int, block: int
+    target: Floats, panels: Floats | None, tables: reference.Tables, tile_rows: int, block: int
 ) -> Encoded:
     rows, cols = target.shape
     nbytes = _native.stream_bytes(rows, cols, tile_rows)
-    streams = [np.zeros(nbytes, np.uint8) for _ in entries]
+    streams = [np.zeros(nbytes, np.uint8) for _ in tables.levels]
     decoded = np.full(target.shape, 12345, np.int16)
-    tables = _native.PlaneTables(entries)
-    _native.encode(target, panels, tables, tile_rows, block, streams, decoded)
+    _native.encode(target, panels, native(tables), tile_rows, block, streams, decoded)
     return Encoded(streams, decoded)
 
 
@@ -41,29 +51,38 @@ def everywhere_encoded(*arguments: object) -> Encoded:
     return encode(*arguments)  # type: ignore[arg-type]
 
 
-def gaussian_tables(rng: np.random.Generator, planes: int, window: int) -> Int8s:
-    """Entries [planes, 2^window] for a target of deviation 24: each plane half the one before."""
-    entries = np.zeros((planes, 1 << window), np.int8)
+def gaussian_tables(rng: np.random.Generator, planes: int, window: int) -> reference.Tables:
+    """Random hashes and levels for a target of deviation 24: each plane half the one before."""
+    levels = np.zeros((planes, 16), np.int8)
     for plane in range(planes):
         size = 24 / 2 ** (plane % 4) * (0.5 if plane >= 4 else 1)
         top = [66, 34, 17, 9][plane % 4]
-        entries[plane] = np.clip(np.rint(rng.normal(0, size, 1 << window)), -top, top)
-    return entries
+        levels[plane] = np.clip(np.rint(rng.normal(0, size, 16)), -top, top)
+    return reference.Tables(window, random_hashes(rng, window), levels)
 
 
-# (planes, window, rows, cols, tile_rows, block): every window, planes in one and two groups, broken
-# last row group, low last tile, last block narrower than the others.
+# (planes, window, rows, cols, tile_rows, block): every window and number of planes, broken last
+# block of rows, low last tile, broken strips, last block of columns narrower than the others.
 PLAIN = [
-    (1, 4, 16, 4, 16, 4),
-    (2, 5, 40, 12, 32, 8),
-    (3, 6, 21, 20, 16, 16),
-    (4, 7, 48, 8, 48, 4),
-    (5, 8, 33, 12, 32, 8),
-    (2, 9, 16, 12, 64, 4),
-    (6, 10, 16, 8, 16, 8),
-    (8, 7, 30, 8, 16, 4),
-    (1, 7, 16, 68, 16, 64),
+    (1, 4, 32, 4, 32, 4),
+    (2, 5, 80, 12, 64, 8),
+    (3, 6, 45, 20, 32, 16),
+    (4, 7, 96, 8, 96, 4),
+    (5, 8, 65, 12, 64, 8),
+    (2, 9, 32, 12, 128, 4),
+    (6, 10, 33, 8, 32, 8),
+    (8, 7, 30, 8, 32, 4),
+    (1, 7, 16, 68, 32, 64),
+    (7, 9, 70, 36, 64, 32),
+    (3, 11, 40, 12, 64, 8),
+    (2, 12, 50, 20, 32, 16),
+    (4, 12, 32, 132, 32, 64),
 ]
+
+
+def test_cases_meet_every_window_and_number_of_planes() -> None:
+    assert {planes for planes, *_ in PLAIN} == set(range(1, 9))
+    assert {window for _, window, *_ in PLAIN} == set(range(4, 13))
 
 
 @pytest.mark.parametrize(("planes", "window", "rows", "cols", "tile_rows", "block"), PLAIN)
@@ -72,15 +91,42 @@ def test_without_feedback_equals_reference(
 ) -> None:
     rng = np.random.default_rng(window * 8 + planes)
     target = floats(rng, rows, cols) * 24
-    entries = gaussian_tables(rng, planes, window)
-    result = everywhere_encoded(target, None, entries, tile_rows, block)
-    expected = reference.encode_with_feedback(target, None, entries, tile_rows, block)
+    tables = gaussian_tables(rng, planes, window)
+    result = everywhere_encoded(target, None, tables, tile_rows, block)
+    expected = reference.encode_with_feedback(target, None, tables, tile_rows, block)
     np.testing.assert_array_equal(result.decoded, expected)
     shape = (rows, cols, tile_rows)
-    np.testing.assert_array_equal(decode(result.streams, entries, *shape), expected)
-    np.testing.assert_array_equal(
-        reference.decode_planes(result.streams, entries, *shape), expected
-    )
+    np.testing.assert_array_equal(decode(result.streams, tables, *shape), expected)
+    np.testing.assert_array_equal(reference_decode(result.streams, tables, *shape), expected)
+
+
+@pytest.mark.parametrize("window", [4, 5, 6])
+def test_a_path_is_the_best_of_all(window: int) -> None:
+    """By trying every path of eight steps, against the squared error in real numbers."""
+    rng = np.random.default_rng(window)
+    tables = gaussian_tables(rng, 1, window)
+    target = floats(rng, 32, 4) * 24
+    found = encode(target, None, tables, 32, 4).decoded
+    paths = np.arange(256, dtype=np.uint8)
+    streams = np.repeat(paths, 64)  # 256 blocks, tiles of their own: all streams the same
+    values = decode([streams], tables, 256 * 32, 4, 32).reshape(256, 32, 4)
+    error = (target - values).astype(np.float64) ** 2
+    best = error.reshape(256, 8, 16).sum(axis=1).min(axis=0)
+    mine = ((target - found).astype(np.float64) ** 2).reshape(8, 16).sum(axis=0)
+    # Costs are integers: a path may lose what each step rounds off.
+    unit = 65536 * (4 * int(np.abs(tables.levels).max()) / 16383) ** 2
+    assert (mine <= best * 1.001 + 8 * unit).all()
+    assert mine.sum() <= 1.01 * best.sum()
+
+
+@pytest.mark.parametrize("cols", [4, 20, 40])
+def test_bytes_of_padded_columns_are_left_alone(cols: int) -> None:
+    rng = np.random.default_rng(cols)
+    tables = gaussian_tables(rng, 2, 7)
+    result = everywhere_encoded(floats(rng, 70, cols) * 24, None, tables, 64, 4)
+    for stream in result.streams:
+        assert not stream.reshape(3, -1, 16)[:, cols // 4 :].any()
+        assert stream.reshape(3, -1, 16)[:, : cols // 4].any(axis=(0, 2)).all()
 
 
 def correlated(rng: np.random.Generator, cols: int) -> npt.NDArray[np.float64]:
@@ -108,61 +154,87 @@ def proxy_loss(target: Floats, decoded: Array, planes: int, H: npt.NDArray[np.fl
 
 @pytest.mark.parametrize(
     ("planes", "window", "rows", "cols", "tile_rows", "block"),
-    [(2, 6, 40, 36, 32, 4), (1, 7, 16, 72, 16, 8), (5, 5, 24, 40, 16, 16)],
+    [
+        (2, 6, 80, 36, 64, 4),
+        (1, 7, 32, 72, 32, 8),
+        (5, 5, 40, 40, 32, 16),
+        (1, 12, 32, 36, 32, 4),
+        (3, 9, 33, 132, 64, 64),
+    ],
 )
 def test_with_feedback_loses_as_little_as_reference(
     planes: int, window: int, rows: int, cols: int, tile_rows: int, block: int
 ) -> None:
     rng = np.random.default_rng(cols)
-    target, entries = floats(rng, rows, cols) * 24, gaussian_tables(rng, planes, window)
+    target, tables = floats(rng, rows, cols) * 24, gaussian_tables(rng, planes, window)
     H = correlated(rng, cols)
-    result = everywhere_encoded(target, panels_of(H, block), entries, tile_rows, block)
+    result = everywhere_encoded(target, panels_of(H, block), tables, tile_rows, block)
     factor = reference.feedback_factor(H.astype(np.float32), block)
-    expected = reference.encode_with_feedback(target, factor, entries, tile_rows, block)
+    expected = reference.encode_with_feedback(target, factor, tables, tile_rows, block)
     # Float32 sums flip near-ties, after which the paths part: the losses agree, not the bits.
     assert proxy_loss(target, result.decoded, planes, H) == pytest.approx(
         proxy_loss(target, expected, planes, H), rel=0.01
     )
     shape = (rows, cols, tile_rows)
-    np.testing.assert_array_equal(decode(result.streams, entries, *shape), result.decoded)
+    np.testing.assert_array_equal(decode(result.streams, tables, *shape), result.decoded)
 
 
 @pytest.mark.parametrize("block", [4, 8, 16, 32, 64])
 def test_feedback_lowers_the_proxy_loss(block: int) -> None:
     rng = np.random.default_rng(block)
-    target, entries = floats(rng, 64, 160) * 24, gaussian_tables(rng, 2, 7)
+    target, tables = floats(rng, 64, 160) * 24, gaussian_tables(rng, 2, 7)
     H = correlated(rng, 160)
-    plain = encode(target, None, entries, 64, block).decoded
-    fed = everywhere_encoded(target, panels_of(H, block), entries, 64, block).decoded
+    plain = encode(target, None, tables, 64, block).decoded
+    fed = everywhere_encoded(target, panels_of(H, block), tables, 64, block).decoded
     assert proxy_loss(target, fed, 2, H) < 0.7 * proxy_loss(target, plain, 2, H)
 
 
 def test_zero_feedback_changes_nothing() -> None:
     rng = np.random.default_rng(0)
-    target, entries = floats(rng, 24, 100) * 24, gaussian_tables(rng, 3, 7)
+    target, tables = floats(rng, 40, 100) * 24, gaussian_tables(rng, 3, 7)
     zeros = np.zeros((4, 100, 32), np.float32)
-    fed, plain = encode(target, zeros, entries, 16, 8), encode(target, None, entries, 16, 8)
+    fed, plain = encode(target, zeros, tables, 32, 8), encode(target, None, tables, 32, 8)
     np.testing.assert_array_equal(fed.decoded, plain.decoded)
     np.testing.assert_array_equal(np.stack(fed.streams), np.stack(plain.streams))
 
 
-def test_targets_beyond_the_tables_are_decoded_as_they_were_encoded() -> None:
-    rng = np.random.default_rng(0)
-    target = floats(rng, 32, 32) * 500
+@pytest.mark.parametrize("window", range(4, 13))
+@pytest.mark.parametrize("size", [100, 500, 1e30])
+def test_targets_beyond_the_tables_are_decoded_as_they_were_encoded(
+    window: int, size: float
+) -> None:
+    rng = np.random.default_rng(window)
+    target = floats(rng, 64, 32) * np.float32(size)
+    target[:, ::5] = np.abs(target[:, ::5])  # runs of one sign
     for planes in (4, 8):
-        entries = random_tables(rng, planes, 4)
-        result = everywhere_encoded(target, None, entries, 32, 4)
-        np.testing.assert_array_equal(decode(result.streams, entries, 32, 32, 32), result.decoded)
+        tables = random_tables(rng, planes, window)
+        result = everywhere_encoded(target, None, tables, 64, 4)
+        np.testing.assert_array_equal(decode(result.streams, tables, 64, 32, 64), result.decoded)
 
 
-ENTRIES = gaussian_tables(np.random.default_rng(0), 2, 4)
-TABLES = _native.PlaneTables(ENTRIES)
-NBYTES = _native.stream_bytes(20, 40, 16)
+@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize("window", range(4, 13))
+def test_costs_never_overflow(window: int, block: int) -> None:
+    """Runs of targets far beyond the levels, where one path costs the least and another the most
+    that a step can, from a start that only one path may leave."""
+    levels = np.linspace(127, -127, 16).round().astype(np.int8)[None]
+    tables = reference.Tables(window, np.zeros((2, 16), np.uint8), levels)
+    target = np.full((64, 8), 5000, np.float32)
+    target[:, 4:] *= -1
+    target[:, ::2] *= -1
+    result = everywhere_encoded(target, None, tables, 64, block)
+    np.testing.assert_array_equal(decode(result.streams, tables, 64, 8, 64), result.decoded)
+    expected = reference.encode_with_feedback(target, None, tables, 64, block)
+    np.testing.assert_array_equal(result.decoded, expected)
+
+
+TABLES = native(gaussian_tables(np.random.default_rng(0), 2, 4))
+NBYTES = _native.stream_bytes(40, 40, 32)
 
 
 def call(
     cols: int = 40,
-    tile_rows: int = 16,
+    tile_rows: int = 32,
     block: int = 8,
     panels: Array | None = None,
     streams: list[Array] | None = None,
@@ -170,13 +242,13 @@ def call(
     decoded: Array | None = None,
 ) -> None:
     _native.encode(
-        np.zeros((20, cols), np.float32) if target is None else target,
+        np.zeros((40, cols), np.float32) if target is None else target,
         panels,
         TABLES,
         tile_rows,
         block,
         [np.zeros(NBYTES, np.uint8) for _ in range(2)] if streams is None else streams,
-        np.zeros((20, cols), np.int16) if decoded is None else decoded,
+        np.zeros((40, cols), np.int16) if decoded is None else decoded,
     )
 
 
@@ -193,11 +265,12 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
     "wrong",
     [
         lambda: call(cols=42),
-        lambda: call(cols=44),
+        lambda: call(cols=52),
+        lambda: call(cols=0),
         lambda: call(tile_rows=0),
-        lambda: call(tile_rows=8),
-        lambda: call(tile_rows=-16),
-        lambda: call(tile_rows=32),
+        lambda: call(tile_rows=16),
+        lambda: call(tile_rows=-32),
+        lambda: call(tile_rows=48),
         lambda: call(block=0),
         lambda: call(block=-4),
         lambda: call(block=6),
@@ -207,9 +280,9 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
         lambda: call(panels=zeros(2, 36, 32)),
         lambda: call(panels=zeros(2, 40, 16)),
         lambda: call(streams=[zeros(NBYTES, dtype=np.uint8)]),
-        lambda: call(streams=[zeros(NBYTES - 8, dtype=np.uint8)] * 2),
-        lambda: call(decoded=zeros(20, 36, dtype=np.int16)),
-        lambda: call(decoded=zeros(19, 40, dtype=np.int16)),
+        lambda: call(streams=[zeros(NBYTES - 64, dtype=np.uint8)] * 2),
+        lambda: call(decoded=zeros(40, 36, dtype=np.int16)),
+        lambda: call(decoded=zeros(39, 40, dtype=np.int16)),
         lambda: call(target=zeros(0, 40), decoded=zeros(0, 40, dtype=np.int16)),
     ],
 )
@@ -221,11 +294,11 @@ def test_wrong_values_are_refused(wrong: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: call(target=zeros(20, 40, dtype=np.float64)),
-        lambda: call(target=zeros(20, 80)[:, ::2]),
+        lambda: call(target=zeros(40, 40, dtype=np.float64)),
+        lambda: call(target=zeros(40, 80)[:, ::2]),
         lambda: call(panels=zeros(2, 40, 32, dtype=np.float64)),
-        lambda: call(decoded=zeros(20, 40, dtype=np.int32)),
-        lambda: call(decoded=zeros(20, 80, dtype=np.int16)[:, ::2]),
+        lambda: call(decoded=zeros(40, 40, dtype=np.int32)),
+        lambda: call(decoded=zeros(40, 80, dtype=np.int16)[:, ::2]),
         lambda: call(streams=[zeros(2 * NBYTES, dtype=np.uint8)[::2]] * 2),
         lambda: call(streams=[zeros(NBYTES, dtype=np.int8)] * 2),
     ],

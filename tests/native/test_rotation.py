@@ -77,7 +77,9 @@ def quantized(x: Floats, group: int) -> tuple[Int8s, Floats]:
     return q, scale
 
 
-@pytest.mark.parametrize(("cols", "group"), [(4, 4), (32, 8), (64, 64), (576, 32)])
+@pytest.mark.parametrize(
+    ("cols", "group"), [(4, 4), (32, 16), (64, 64), (576, 32), (20, 20), (132, 132)]
+)
 def test_quantized_rows_equal_reference(cols: int, group: int) -> None:
     rng = np.random.default_rng(cols)
     x = floats(rng, 11, cols) * np.exp(rng.uniform(-8, 8, (11, 1))).astype(np.float32)
@@ -135,6 +137,10 @@ def call_rotate(
         lambda: _native.PackedRows(4, 32, 0),
         lambda: _native.PackedRows(4, 32, -16),
         lambda: _native.PackedRows(4, 32, 12),
+        lambda: _native.PackedRows(4, 32, 8),
+        lambda: _native.PackedRows(4, 36, 12),
+        lambda: _native.PackedRows(4, 48, 32),
+        lambda: _native.PackedRows(4, 32, 64),
         lambda: _native.PackedRows(4, 30, 6),
         lambda: _native.PackedRows(1 << 62, 32, 16),
         lambda: _native.PackedRows(1, 1 << 17, 1 << 17),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -8,27 +7,33 @@ import numpy.typing as npt
 import pytest
 from native_calls import (
     Floats,
-    Int8s,
     decode,
     everywhere,
+    extreme_tables,
     floats,
+    native,
     random_streams,
     random_tables,
+    reference_decode,
 )
 
 from loop_singular_bit import _native
 from loop_singular_bit.codec import reference
 
-WINDOWS = range(4, 11)
-SHAPES = list(product((16, 48, 192, 257, 600), (4, 32, 64, 576), (16, 64, 256)))
+Shape = tuple[int, int, int]  # rows, columns, rows of a tile
+
+WINDOWS = range(4, 13)
+# Rows: a broken block, whole blocks, one row over, tiles of unequal height. Columns: one quad, a
+# broken strip, whole strips.
+SHAPES = list(product((20, 64, 192, 257, 600), (4, 20, 64, 132, 576), (32, 64, 256)))
 TOKENS = (1, 2, 3, 4, 5, 8, 9, 17)
 
 
-def sampled(window: int) -> list[tuple[int, tuple[int, int, int]]]:
+def sampled(window: int) -> list[tuple[int, Shape]]:
     """(planes, shape) pairs of one window: all windows together meet every shape and every pair of
-    window and planes (7, 8 and 60 walk round each other)."""
-    at = [i for i in range(len(SHAPES)) if WINDOWS[i % 7] == window]
-    return [(1 + i % 8, SHAPES[i * 7 % 60]) for i in at]
+    window and planes (9, 8 and 75 walk round each other)."""
+    at = [i for i in range(len(SHAPES)) if WINDOWS[i % 9] == window]
+    return [(1 + i % 8, SHAPES[i * 7 % 75]) for i in at]
 
 
 def test_sample_meets_every_shape_and_every_number_of_planes() -> None:
@@ -41,91 +46,135 @@ def test_sample_meets_every_shape_and_every_number_of_planes() -> None:
 def test_decode_equals_reference(window: int) -> None:
     rng = np.random.default_rng(window)
     for planes, shape in sampled(window):
-        entries = random_tables(rng, planes, window)
+        tables = random_tables(rng, planes, window)
         streams = random_streams(rng, planes, *shape)
-        decoded = everywhere(lambda s=streams, e=entries, g=shape: decode(s, e, *g))
-        expected = reference.decode_planes(streams, entries, *shape)
+        decoded = everywhere(lambda s=streams, t=tables, g=shape: decode(s, t, *g))
+        expected = reference_decode(streams, tables, *shape)
         np.testing.assert_array_equal(decoded, expected, err_msg=f"{planes} planes, {shape}")
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("planes", [4, 8])
 def test_decode_reaches_both_ends_of_the_range(window: int, planes: int) -> None:
-    entries = random_tables(np.random.default_rng(window), planes, window)
-    shape = (16, 8, 16)
+    rng = np.random.default_rng(window)
+    tables = extreme_tables(rng, planes, window)
+    shape = (96, 64, 64)
+    streams = random_streams(rng, planes, *shape)
+    decoded = everywhere(lambda: decode(streams, tables, *shape))
     top = 127 if planes == 4 else 8 * 127 + 127
-    nbytes = _native.stream_bytes(*shape)
-    zeros = [np.zeros(nbytes, np.uint8)] * planes
-    ones = [np.full(nbytes, 255, np.uint8)] * planes
-    assert (everywhere(lambda: decode(zeros, entries, *shape)) == -top).all()
-    assert (everywhere(lambda: decode(ones, entries, *shape)) == top).all()
+    assert (decoded.min(), decoded.max()) == (-top, top)
+    np.testing.assert_array_equal(decoded, reference_decode(streams, tables, *shape))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_bit_reaches_as_many_steps_as_the_window_has_bits(window: int) -> None:
+    """Across blocks and quads of a tile, and no further: every weight of one stream is seen."""
+    rng = np.random.default_rng(window)
+    tables = random_tables(rng, 1, window)
+    distinct = reference.Tables(window, tables.hashes, np.arange(16, dtype=np.int8)[None])
+    shape = (64, 8, 64)
+    stream = random_streams(rng, 1, *shape)[0]
+    before = decode([stream], distinct, *shape)
+    # Stream 6: row 1 and column 2 of every group and quad. Step 14: block 1, bit 6.
+    changed = stream.copy()
+    changed[64 + 6] ^= 1 << 6
+    differs = everywhere(lambda: decode([changed], distinct, *shape)) != before
+    order = [(row, column) for column in (2, 6) for row in range(1, 64, 4)]
+    seen = [step for step, at in enumerate(order) if differs[at]]
+    assert seen == list(range(14, 14 + window))
+    assert differs.sum() == window
+
+
+@pytest.mark.parametrize("cols", [4, 20, 40])
+@pytest.mark.parametrize("window", [4, 8, 12])
+def test_bytes_of_padded_columns_are_not_read(cols: int, window: int) -> None:
+    rng = np.random.default_rng(cols)
+    matrix = Matrix(cols, 3, window, (100, cols, 64))
+    full, weights = matrix.product(matrix.x, cols), matrix.decoded()
+    for stream in matrix.streams:
+        pad = stream.reshape(4, -1, 16)[:, cols // 4 :]
+        pad[:] = rng.integers(0, 256, pad.shape, np.uint8)
+    np.testing.assert_array_equal(everywhere(matrix.decoded), weights)
+    np.testing.assert_array_equal(everywhere(lambda: matrix.product(matrix.x, cols)), full)
+    one = everywhere(lambda: matrix.product(matrix.x[:1], cols))
+    np.testing.assert_array_equal(one, full[:1])
 
 
 @pytest.mark.parametrize(
-    ("begin", "count"), [(0, 1), (15, 2), (16, 16), (37, 60), (96, 5), (100, 0)]
+    ("begin", "count"), [(0, 1), (31, 2), (32, 32), (37, 60), (96, 5), (100, 1), (101, 0)]
 )
 def test_decode_of_some_rows_is_that_part_of_the_whole(begin: int, count: int) -> None:
     rng = np.random.default_rng(begin)
-    shape = (101, 12, 32)
-    entries, streams = random_tables(rng, 6, 7), random_streams(rng, 6, *shape)
+    shape = (101, 20, 64)
+    tables, streams = random_tables(rng, 6, 10), random_streams(rng, 6, *shape)
 
     def part() -> npt.NDArray[np.int16]:
-        out = np.full((count, 12), 12345, np.int16)
-        tables = _native.PlaneTables(entries)
-        _native.planes_decode(streams, *shape, tables, begin, out)
+        out = np.full((count, 20), 12345, np.int16)
+        _native.planes_decode(streams, *shape, native(tables), begin, out)
         return out
 
-    whole = decode(streams, entries, *shape)
+    whole = decode(streams, tables, *shape)
     np.testing.assert_array_equal(everywhere(part), whole[begin : begin + count])
 
 
 class Matrix:
     """A random matrix in planes, multiplied with int8 rows, one scale per group of columns."""
 
-    def __init__(self, seed: int, planes: int, window: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, seed: int, planes: int, window: int, shape: Shape) -> None:
         rng = np.random.default_rng(seed)
         self.shape = shape
-        self.entries = random_tables(rng, planes, window)
-        self.tables = _native.PlaneTables(self.entries)
+        self.tables = random_tables(rng, planes, window)
+        self.native = native(self.tables)
         self.streams = random_streams(rng, planes, *shape)
         self.row_scale = rng.uniform(0.01, 0.02, shape[0]).astype(np.float32)
         self.x = floats(rng, max(TOKENS), shape[1])
+
+    def decoded(self) -> npt.NDArray[np.int16]:
+        return decode(self.streams, self.tables, *self.shape)
 
     def product(self, x: Floats, group: int) -> Floats:
         packed = _native.PackedRows(len(x), x.shape[1], group)
         packed.pack(x)
         out = np.full((len(x), self.shape[0]), np.nan, np.float32)
-        _native.planes_matmul(self.streams, *self.shape, self.tables, self.row_scale, packed, out)
+        _native.planes_matmul(self.streams, *self.shape, self.native, self.row_scale, packed, out)
         return out
 
     def expected(self, group: int) -> Floats:
-        weight = reference.decode_planes(self.streams, self.entries, *self.shape)
+        weight = reference_decode(self.streams, self.tables, *self.shape)
         q, scale = reference.quantize_rows(self.x, group)
         return reference.planes_matmul(weight, self.row_scale, q, scale)
 
 
-# Between them: every number of planes in a group of four with tables in 2 registers and in 4 (L=8),
-# tables in memory (L>8), tiles with 1 to 17 row groups, one and several groups of columns.
+# Between them: every number of planes, windows with one hash and with two (L > 8), tiles with 1, 2,
+# 3 and 8 blocks, broken last strips, one and several groups of columns, of one strip and of more.
 MATMULS = [
     (1, 7, (205, 32, 256), 32),
     (2, 8, (208, 48, 64), 16),
-    (3, 4, (205, 64, 48), 64),
+    (3, 4, (205, 64, 96), 64),
     (4, 7, (136, 96, 128), 32),
-    (4, 8, (272, 16, 256), 4),
-    (5, 6, (136, 32, 256), 16),
-    (6, 8, (80, 64, 16), 64),
+    (4, 8, (272, 4, 256), 4),
+    (5, 6, (136, 36, 256), 36),
+    (6, 8, (80, 64, 32), 64),
     (7, 5, (257, 16, 256), 16),
-    (8, 8, (96, 32, 64), 8),
-    (1, 8, (48, 32, 48), 16),
-    (2, 6, (96, 32, 32), 32),
-    (3, 8, (80, 16, 32), 8),
+    (8, 8, (96, 128, 64), 64),
+    (1, 9, (48, 192, 64), 16),
+    (2, 6, (96, 132, 32), 132),
+    (3, 12, (80, 80, 32), 16),
     (2, 9, (40, 32, 32), 16),
-    (8, 10, (72, 32, 64), 32),
+    (8, 10, (72, 20, 64), 20),
+    (4, 11, (100, 576, 96), 64),
+    (5, 12, (300, 24, 64), 24),
+    (1, 12, (33, 64, 32), 32),
 ]
 
 
+def test_matmuls_meet_every_number_of_planes_and_every_window() -> None:
+    assert {planes for planes, *_ in MATMULS} == set(range(1, 9))
+    assert {window for _, window, *_ in MATMULS} == set(WINDOWS)
+
+
 @pytest.mark.parametrize(("planes", "window", "shape", "group"), MATMULS)
-def test_matmul(planes: int, window: int, shape: tuple[int, int, int], group: int) -> None:
+def test_matmul(planes: int, window: int, shape: Shape, group: int) -> None:
     matrix = Matrix(planes * 16 + window, planes, window, shape)
     full = everywhere(lambda: matrix.product(matrix.x, group))
     expected = matrix.expected(group)
@@ -138,143 +187,53 @@ def test_matmul(planes: int, window: int, shape: tuple[int, int, int], group: in
         assert alone.tobytes() == full[t].tobytes(), f"row {t} alone differs"
 
 
+@pytest.mark.parametrize("planes", [1, 4, 8])
+@pytest.mark.parametrize("group", [16, 576])
+def test_the_largest_sums_are_exact(planes: int, group: int) -> None:
+    """Every weight and every input at an end of its range, of equal or of unequal sign."""
+    matrix = Matrix(planes, planes, 9, (33, 576, 32))
+    largest = np.abs(matrix.tables.levels).max(axis=1, keepdims=True)
+    signs = np.array([[1], [-1]] * 9, np.float32)
+    inputs = 127 * signs[:9] * np.ones((1, 576), np.float32)
+    weight = (8 * 127 + 127) if planes == 8 else 127
+    for sign in (1, -1):
+        levels = np.repeat(sign * largest, 16, axis=1).astype(np.int8)
+        matrix.native = _native.PlaneTables(9, matrix.tables.hashes, levels)
+        matrix.row_scale = np.ones(33, np.float32)
+        for tokens in (1, 2, 9):
+            out = everywhere(lambda t=tokens: matrix.product(inputs[:t], group))
+            expected = sign * weight * 127.0 * 576 * signs[:tokens] * np.ones((1, 33))
+            np.testing.assert_array_equal(out, expected)
+
+
 def test_matmul_reuses_packed_rows_of_another_size() -> None:
-    matrix = Matrix(1, 3, 7, (48, 32, 48))
+    matrix = Matrix(1, 3, 7, (48, 36, 64))
 
     def again() -> Floats:
-        packed = _native.PackedRows(17, 32, 16)
+        packed = _native.PackedRows(17, 36, 36)
         outs = []
         for tokens in (17, 3, 1, 9):
             packed.pack(matrix.x[:tokens])
             out = np.empty((tokens, 48), np.float32)
             _native.planes_matmul(
-                matrix.streams, *matrix.shape, matrix.tables, matrix.row_scale, packed, out
+                matrix.streams, *matrix.shape, matrix.native, matrix.row_scale, packed, out
             )
             outs.append(out)
         return np.concatenate(outs)
 
-    full = matrix.product(matrix.x, 16)
+    full = matrix.product(matrix.x, 36)
     expected = np.concatenate([full[:tokens] for tokens in (17, 3, 1, 9)])
     np.testing.assert_array_equal(everywhere(again), expected)
 
 
 def test_zero_rows_give_zero() -> None:
-    matrix = Matrix(2, 2, 7, (16, 16, 16))
+    matrix = Matrix(2, 2, 7, (16, 16, 32))
     assert (everywhere(lambda: matrix.product(np.zeros((2, 16), np.float32), 16)) == 0).all()
 
 
-ENTRIES = random_tables(np.random.default_rng(0), 2, 4)
-TABLES = _native.PlaneTables(ENTRIES)
-NBYTES = _native.stream_bytes(20, 8, 16)
-
-
-def streams_of(nbytes: int = NBYTES, count: int = 2) -> list[npt.NDArray[np.uint8]]:
-    return [np.zeros(nbytes, np.uint8)] * count
-
-
-def call_decode(
-    streams: list[npt.NDArray[np.uint8]] | None = None,
-    rows: int = 20,
-    cols: int = 8,
-    tile_rows: int = 16,
-    begin: int = 0,
-    out: npt.NDArray[np.generic] | None = None,
-) -> None:
-    out = np.empty((20, 8), np.int16) if out is None else out
-    streams = streams_of() if streams is None else streams
-    _native.planes_decode(streams, rows, cols, tile_rows, TABLES, begin, out)
-
-
-def call_matmul(
-    tokens: int = 2, cols: int = 8, scales: int = 20, out: npt.NDArray[np.generic] | None = None
-) -> None:
-    packed = _native.PackedRows(tokens, cols, 4)
-    packed.pack(np.zeros((tokens, cols), np.float32))
-    out = np.empty((2, 20), np.float32) if out is None else out
-    _native.planes_matmul(streams_of(), 20, 8, 16, TABLES, np.ones(scales, np.float32), packed, out)
-
-
-def entries_of(planes: int, size: int, value: int = 1) -> Int8s:
-    return np.full((planes, size), value, np.int8)
-
-
 @pytest.mark.parametrize(
-    "call",
-    [
-        lambda: call_decode(streams_of(count=1)),
-        lambda: call_decode([]),
-        lambda: call_decode(streams_of(NBYTES - 1)),
-        lambda: call_decode(streams_of(NBYTES + 8)),
-        lambda: call_decode(cols=6),
-        lambda: call_decode(cols=0),
-        lambda: call_decode(rows=0),
-        lambda: call_decode(rows=-20),
-        lambda: call_decode(rows=33),
-        lambda: call_decode(tile_rows=0),
-        lambda: call_decode(tile_rows=-16),
-        lambda: call_decode(tile_rows=24),
-        lambda: call_decode(begin=-1),
-        lambda: call_decode(begin=1),
-        lambda: call_decode(out=np.empty((21, 8), np.int16)),
-        lambda: call_decode(out=np.empty((20, 7), np.int16)),
-        lambda: call_matmul(tokens=3),
-        lambda: call_matmul(cols=12),
-        lambda: call_matmul(scales=19),
-        lambda: call_matmul(out=np.empty((2, 21), np.float32)),
-        lambda: _native.stream_bytes(16, 4, 0),
-        lambda: _native.stream_bytes(16, 6, 16),
-        lambda: _native.PlaneTables(entries_of(1, 8)),
-        lambda: _native.PlaneTables(entries_of(1, 2048)),
-        lambda: _native.PlaneTables(entries_of(1, 100)),
-        lambda: _native.PlaneTables(entries_of(1, 0)),
-        lambda: _native.PlaneTables(entries_of(0, 16)),
-        lambda: _native.PlaneTables(entries_of(9, 16)),
-        lambda: _native.PlaneTables(entries_of(1, 16, -128)),
-        lambda: _native.PlaneTables(entries_of(4, 16, 32)),
-        lambda: _native.PlaneTables(np.repeat(np.array([[32], [31], [32], [33]], np.int8), 16, 1)),
-        lambda: _native.PlaneTables(np.concatenate([entries_of(4, 16), entries_of(4, 16, 32)])),
-    ],
-)  # fmt: skip
-def test_wrong_values_are_refused(call: Callable[[], None]) -> None:
-    with pytest.raises(ValueError):
-        call()
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: call_decode([np.zeros(2 * NBYTES, np.uint8)[::2]] * 2),
-        lambda: call_decode([np.zeros(NBYTES, np.int8)] * 2),
-        lambda: call_decode(out=np.empty((20, 16), np.int16)[:, ::2]),
-        lambda: call_decode(out=np.empty((20, 8), np.int32)),
-        lambda: call_decode(out=np.asfortranarray(np.empty((20, 8), np.int16))),
-        lambda: call_matmul(out=np.empty((2, 20), np.float64)),
-        lambda: call_matmul(out=np.empty((2, 40), np.float32)[:, ::2]),
-        lambda: _native.PlaneTables(np.zeros((1, 16), np.int16)),
-        lambda: _native.PlaneTables(np.zeros(16, np.int8)),
-    ],
+    ("rows", "cols", "tile_rows", "nbytes"),
+    [(1, 4, 32, 64), (32, 16, 32, 64), (33, 16, 32, 128), (32, 20, 32, 128), (96, 36, 64, 576)],
 )
-def test_arrays_are_never_converted(call: Callable[[], None]) -> None:
-    with pytest.raises(TypeError):
-        call()
-
-
-def test_tables_at_the_limit_are_accepted() -> None:
-    assert _native.PlaneTables(entries_of(4, 16, 31)).count == 4
-    assert _native.PlaneTables(entries_of(5, 64, -25)).window == 6
-
-
-def test_unknown_tier_and_thread_counts_are_refused() -> None:
-    before = _native.active_tier(), _native.threads()
-    for call in (
-        lambda: _native.use_tier("abacus"),
-        lambda: _native.set_threads(0),
-        lambda: _native.set_threads(257),
-    ):
-        with pytest.raises(ValueError):
-            call()
-    assert (_native.active_tier(), _native.threads()) == before
-
-
-def test_emulation_is_never_the_default() -> None:
-    assert "emulated" not in _native.available_tiers()[-1]
+def test_stream_bytes(rows: int, cols: int, tile_rows: int, nbytes: int) -> None:
+    assert _native.stream_bytes(rows, cols, tile_rows) == nbytes

@@ -13,8 +13,9 @@ from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceErr
 
 _COMMANDS = (
     "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
+    "bench",
 )  # fmt: skip
-_INSTRUCTION_SETS = ("scalar", "avx2", "avx512vnni")
+_INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")
 _MODULES = {"eval": "evaluate"}
 
 

@@ -16,11 +16,11 @@ from loop_singular_bit.codec.weights import PlanesWeight
 
 Floats = npt.NDArray[np.float32]
 
-TILE_ROWS = 256
+TILE_ROWS = 1024
 BLOCK_MAX = 64
 PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
-CHUNK_ROWS = 1024  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
-ROW_TILE_ROWS = 16  # row-addressable: an embedding reads one low tile for a token
+CHUNK_ROWS = 2048  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
+ROW_TILE_ROWS = 32  # row-addressable: an embedding reads one low tile for a token
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PlaneOptions:
     """How a matrix is encoded.
 
     planes         loops: one bit for each weight and loop (1..8)
-    window         L, bits that select a table entry (4..10)
+    window         L, bits that select a level (4..10)
     block          columns quantized before their error is fed back (4, 8, 16, 32 or 64); a path
                    through the trellis is cut after as many, so without feedback it is 64
     tile_rows      rows that share one stream

@@ -17,6 +17,7 @@ from loop_singular_bit.codec import outliers as outliers_module
 from loop_singular_bit.codec.numbers import DenseKind, from_bf16, from_pattern, to_bf16
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import InputTransform
+from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN
 from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight, Weight
 from loop_singular_bit.errors import FormatError
 
@@ -198,10 +199,13 @@ def _unpack_planes(
         raise fields.refuse(f"input {name!r} is {found}, expected {cols} columns")
     if cols % 4:
         raise fields.refuse(f"cols is {cols}, expected a multiple of 4")
-    tile_rows = fields.integer("tile_rows", 16, 1 << 20)
-    if tile_rows % 16:
-        raise fields.refuse(f"tile_rows is {tile_rows}, expected a multiple of 16")
-    window, planes = fields.integer("window", 4, 10), fields.integer("planes", 1, 8)
+    tile_rows = fields.integer("tile_rows", 32, 1 << 20)
+    if tile_rows % 32:
+        raise fields.refuse(f"tile_rows is {tile_rows}, expected a multiple of 32")
+    window, planes = (
+        fields.integer("window", WINDOW_MIN, WINDOW_MAX),
+        fields.integer("planes", 1, 8),
+    )
     nbytes = _native.stream_bytes(rows, cols, tile_rows)
     streams = tuple(
         fields.array(f"plane{k + 1}", np.uint8, nbytes).view(np.uint8) for k in range(planes)

@@ -6,94 +6,136 @@ Nothing here is used at run time. Shapes: rows x cols matrices, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Bytes = npt.NDArray[np.uint8]
 Int8s = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
 
-ROW_GROUP = 16
-QUAD = 4
+QUAD = 4  # columns of a step
+ROW_GROUP = 4  # rows of a step
+STREAMS = 16
+BLOCK_ROWS = 32
+STRIP = 16  # columns of a strip of 64 bytes
+WINDOW_MAX = 12
 PLANES_PER_GROUP = 4
 GROUP_RATIO = 8
-SUPER_COLUMNS = 64  # a path looks ahead within these
-AHEAD = 16
+AHEAD = 64
+STEP_MAX = 4096  # largest cost of a step of the Viterbi search
+ERROR_MAX = 16383
+REACH = 3.0  # targets beyond this multiple of the largest level are cut
 
 
-def stream_order(rows: int, cols: int) -> npt.NDArray[np.int64]:
-    """Index [rows * cols] of each weight of one tile in stream order (rows a multiple of 16)."""
-    order = np.arange(rows * cols).reshape(rows // ROW_GROUP, ROW_GROUP, cols // QUAD, QUAD)
-    return order.transpose(2, 0, 1, 3).reshape(-1)
+def padded_rows(rows: int) -> int:
+    return -(-rows // BLOCK_ROWS) * BLOCK_ROWS
 
 
 def tile_ranges(rows: int, tile_rows: int) -> list[tuple[int, int]]:
-    """Row ranges of the tiles, the last one rounded up to a whole row group."""
-    padded = -(-rows // ROW_GROUP) * ROW_GROUP
+    """Row ranges of the tiles, the last one rounded up to a whole block."""
+    padded = padded_rows(rows)
     return [(start, min(start + tile_rows, padded)) for start in range(0, padded, tile_rows)]
 
 
-def unpack_windows(stream: npt.NDArray[np.uint8], window: int) -> npt.NDArray[np.int64]:
-    """Table index of every weight of one tile; `stream` is its bytes, the prefix word first."""
-    bits = np.unpackbits(stream, bitorder="little").astype(np.int64)
-    count = bits.size - 64
-    index = np.zeros(count, np.int64)
-    for age in range(window):  # bit `age` of the index, oldest first
-        start = 64 - (window - 1) + age
-        index |= bits[start : start + count] << age
-    return index
+def to_streams(tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[rows, cols] of one tile -> [steps, 16 streams]: quads of columns, in them row groups."""
+    rows, cols = tile.shape
+    cut = tile.reshape(rows // ROW_GROUP, ROW_GROUP, cols // QUAD, QUAD)
+    return cut.transpose(2, 0, 1, 3).reshape(-1, STREAMS)
 
 
-def decode_planes(
-    streams: Sequence[npt.NDArray[np.uint8]], tables: Int8s, rows: int, cols: int, tile_rows: int
-) -> npt.NDArray[np.int16]:
-    """Integer weights [rows, cols] from one stream per plane and tables [planes, 2^L].
+def from_streams(steps: npt.NDArray[Any], rows: int, cols: int) -> npt.NDArray[Any]:
+    """The inverse of to_streams."""
+    cut = steps.reshape(cols // QUAD, rows // ROW_GROUP, ROW_GROUP, QUAD)
+    return cut.transpose(1, 2, 0, 3).reshape(rows, cols)
 
-    Up to four planes their sum; beyond, 8 x (first four) + (the rest).
-    """
-    planes, size = tables.shape
-    window = size.bit_length() - 1
-    padded = -(-rows // ROW_GROUP) * ROW_GROUP
-    out = np.zeros((padded, cols), np.int16)
-    for plane, stream in enumerate(streams):
-        ratio = GROUP_RATIO if planes > PLANES_PER_GROUP and plane < PLANES_PER_GROUP else 1
-        at = 0
-        for start, stop in tile_ranges(rows, tile_rows):
-            nbytes = 8 + (stop - start) * cols // 8
-            index = unpack_windows(stream[at : at + nbytes], window)
-            tile = np.zeros((stop - start) * cols, np.int16)
-            tile[stream_order(stop - start, cols)] = ratio * tables[plane][index].astype(np.int16)
-            out[start:stop] += tile.reshape(stop - start, cols)
-            at += nbytes
+
+def unpack_windows(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The 12 bits up to each step [steps, 16] of one tile, the newest highest; [blocks, quads, 16]
+    bytes. Bits before the first are zero."""
+    bits = np.unpackbits(blocks, axis=2, bitorder="little").astype(np.int64)
+    count, quads, _ = blocks.shape
+    ordered = bits.reshape(count, quads, STREAMS, 8).transpose(1, 0, 3, 2).reshape(-1, STREAMS)
+    padded = np.concatenate([np.zeros((WINDOW_MAX - 1, STREAMS), np.int64), ordered])
+    ages = [padded[age : age + len(ordered)] << age for age in range(WINDOW_MAX)]
+    return np.asarray(np.bitwise_or.reduce(ages), np.int64)
+
+
+def window_levels(window: int, hashes: Bytes) -> npt.NDArray[np.int64]:
+    """Level index of every window [2^L] (the newest bit highest)."""
+    bits = np.arange(1 << window) << (WINDOW_MAX - window)
+    hashed = hashes[0][bits >> 4 & 15] ^ hashes[1][bits & 15]
+    return np.asarray(bits >> 8 ^ hashed, np.int64)
+
+
+def level_indices(
+    stream: Bytes, window: int, hashes: Bytes, rows: int, cols: int, tile_rows: int
+) -> npt.NDArray[np.intp]:
+    """Level index of every weight [rows, cols] of one plane."""
+    blocks = stream.reshape(padded_rows(rows) // BLOCK_ROWS, -1, STREAMS)[:, : cols // QUAD]
+    level_of = window_levels(window, hashes)
+    out = np.zeros((padded_rows(rows), cols), np.intp)
+    for start, stop in tile_ranges(rows, tile_rows):
+        bits = unpack_windows(blocks[start // BLOCK_ROWS : stop // BLOCK_ROWS])
+        index = level_of[bits >> (WINDOW_MAX - window)]
+        out[start:stop] = from_streams(index, stop - start, cols)
     return out[:rows]
 
 
-def viterbi(x: Floats, table: Int8s | Floats, state: int | None = None) -> npt.NDArray[np.int64]:
-    """Table indices of the path through one plane's trellis with the least squared error.
+def decode_planes(
+    streams: Sequence[Bytes],
+    window: int,
+    hashes: Bytes,
+    levels: Int8s,
+    rows: int,
+    cols: int,
+    tile_rows: int,
+) -> npt.NDArray[np.int16]:
+    """Integer weights [rows, cols] from one stream per plane, hashes [2, 16], levels [planes, 16].
 
-    x [steps]; table [2^L]; `state` the L-1 bits before the first weight, or None for any.
+    Up to four planes their sum; beyond, 8 x (first four) + (the rest).
     """
-    size = len(table)
-    states = size // 2
-    value = np.asarray(table, np.float32)
-    cost = np.full(states, np.float32(1e30))
-    cost[slice(None) if state is None else state] = 0
-    oldest = np.zeros((len(x), states), bool)
-    before = (2 * np.arange(states)) % states
-    for t, target in enumerate(x):
-        error = (np.float32(target) - value) ** 2
-        zero = cost[before] + error[0::2]
-        one = cost[before + 1] + error[1::2]
+    out = np.zeros((rows, cols), np.int16)
+    for plane, stream in enumerate(streams):
+        wide = len(levels) > PLANES_PER_GROUP and plane < PLANES_PER_GROUP
+        index = level_indices(stream, window, hashes, rows, cols, tile_rows)
+        out += (GROUP_RATIO if wide else 1) * levels[plane].astype(np.int16)[index]
+    return out
+
+
+def viterbi(
+    x: Floats, window: int, hashes: Bytes, levels: Int8s, unit: float, state: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Windows [steps, 16] of the paths with the least squared error through one plane.
+
+    x [steps, 16]; levels [16] in steps of `unit`; state [16] the L-1 bits before the first step.
+    Costs are integers: targets and levels on a grid that gives the largest error 14 bits.
+    """
+    states = 1 << (window - 1)
+    fine = np.float32(ERROR_MAX) / (
+        np.float32(1 + REACH) * np.float32(max(1, np.abs(levels.astype(int)).max()))
+    )
+    cut = np.float32(ERROR_MAX / (1 + REACH) * REACH)
+    goal = np.rint(np.clip(x * (fine / np.float32(unit)), -cut, cut)).astype(np.int64)
+    value = np.rint(fine * levels.astype(np.float32)).astype(np.int64)
+    level_of = window_levels(window, hashes)
+    cost = np.where(np.arange(states)[:, None] == state, 0, window * STEP_MAX)
+    oldest = np.zeros((len(x), states, STREAMS), np.int64)
+    before = 2 * np.arange(states) % states
+    for t, target in enumerate(goal):
+        error = ((target - value[level_of][:, None]) ** 2) >> 16
+        zero, one = cost[before] + error[0::2], cost[before + 1] + error[1::2]
         oldest[t] = one < zero
-        cost = np.where(oldest[t], one, zero)
-        if t % 64 == 63:
-            cost -= cost.min()
-    s = int(np.argmin(cost))
-    index = np.zeros(len(x), np.int64)
+        cost = np.minimum(zero, one)
+    now = cost.argmin(axis=0)
+    windows = np.zeros((len(x), STREAMS), np.int64)
     for t in range(len(x) - 1, -1, -1):
-        index[t] = 2 * s + oldest[t, s]
-        s = int(index[t]) % states
-    return index
+        windows[t] = 2 * now + oldest[t, now, np.arange(STREAMS)]
+        now = windows[t] % states
+    return windows
 
 
 def rotate(x: Floats, scale: Floats, block: int, mix: Floats | None) -> Floats:
@@ -148,10 +190,19 @@ def feedback_factor(H: Floats, block: int) -> npt.NDArray[np.float64]:
     return upper - np.eye(len(H))
 
 
+@dataclass(frozen=True)
+class Tables:
+    """window L; hashes uint8 [2, 16]; levels int8 [planes, 16]."""
+
+    window: int
+    hashes: Bytes
+    levels: Int8s
+
+
 def encode_with_feedback(
     target: Floats,
     factor: npt.NDArray[np.float64] | None,
-    tables: Int8s,
+    tables: Tables,
     tile_rows: int,
     block: int,
 ) -> npt.NDArray[np.int16]:
@@ -160,39 +211,60 @@ def encode_with_feedback(
     target [rows, cols] in units of the first plane group; factor from `feedback_factor`, or None.
     """
     rows, cols = target.shape
-    planes = len(tables)
-    wide = planes > PLANES_PER_GROUP
-    padded = -(-rows // ROW_GROUP) * ROW_GROUP
-    work = np.zeros((padded, cols), np.float64)
+    wide = len(tables.levels) > PLANES_PER_GROUP
+    work = np.zeros((padded_rows(rows), cols), np.float64)
     work[:rows] = target
-    out = np.zeros((padded, cols), np.int16)
+    out = np.zeros(work.shape, np.int16)
     for start, stop in tile_ranges(rows, tile_rows):
-        states: list[int | None] = [None] * planes
+        states = np.zeros((len(tables.levels), STREAMS), np.int64)
         error = np.zeros((stop - start, cols))
         for at in range(0, cols, block):
             columns = slice(at, min(at + block, cols))
             goal = work[start:stop, columns].copy()
-            # The next block's first weights, whose targets still lack this block's feedback.
-            beyond = slice(columns.stop, columns.stop + QUAD if columns.stop % SUPER_COLUMNS else 0)
+            # The next quad's first steps, whose targets still lack this block's feedback.
+            more = columns.stop < cols
+            beyond = slice(columns.stop, columns.stop + QUAD if more else 0)
             ahead = work[start:stop, beyond].copy()
             if factor is not None:
                 goal += error[:, :at] @ factor[:at, columns]
                 ahead += error[:, :at] @ factor[:at, beyond]
-            order = stream_order(stop - start, goal.shape[1])
-            kept = len(order)
-            left = np.append(goal.reshape(-1)[order], ahead.reshape(-1)[:AHEAD]).astype(np.float32)
-            value = np.zeros(kept, np.int16)
-            for plane in range(planes):
-                unit = np.float32(1 if plane < PLANES_PER_GROUP else 1 / GROUP_RATIO)
-                index = viterbi(left, tables[plane] * unit, states[plane])
-                states[plane] = int(index[kept - 1]) // 2
-                left -= unit * tables[plane][index]
-                ratio = GROUP_RATIO if wide and plane < PLANES_PER_GROUP else 1
-                value += ratio * tables[plane][index[:kept]].astype(np.int16)
-            coded = np.zeros_like(value)
-            coded[order] = value
-            out[start:stop, columns] = coded.reshape(goal.shape)
+            if factor is not None and more:  # a first pass finds the errors that it comes from
+                trial = _encode_block(goal, ahead, tables, states.copy())
+                wrong = work[start:stop, columns] - trial / (GROUP_RATIO if wide else 1)
+                ahead += wrong @ factor[columns, beyond]
+            value = _encode_block(goal, ahead, tables, states)
+            out[start:stop, columns] = value
             error[:, columns] = work[start:stop, columns] - out[start:stop, columns] / (
                 GROUP_RATIO if wide else 1
             )
     return out[:rows]
+
+
+def _encode_block(
+    goal: npt.NDArray[np.float64],
+    ahead: npt.NDArray[np.float64],
+    tables: Tables,
+    states: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int16]:
+    """Integers of a block [rows, cols], whose paths look into the quad `ahead` [rows, 4 or 0]."""
+    steps = np.concatenate([to_streams(goal), to_streams(ahead)[:AHEAD]]).astype(np.float32)
+    value = _encode_planes(steps, goal.size // STREAMS, tables, states)
+    return from_streams(value, *goal.shape)
+
+
+def _encode_planes(
+    left: Floats, kept: int, tables: Tables, states: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int16]:
+    """Integers [kept, 16] of every plane's path through left [steps, 16]; moves `states` on."""
+    value = np.zeros((kept, STREAMS), np.int16)
+    level_of = window_levels(tables.window, tables.hashes)
+    wide = len(tables.levels) > PLANES_PER_GROUP
+    for plane, levels in enumerate(tables.levels):
+        unit = np.float32(1 if plane < PLANES_PER_GROUP else 1 / GROUP_RATIO)
+        windows = viterbi(left, tables.window, tables.hashes, levels, float(unit), states[plane])
+        states[plane] = windows[kept - 1] // 2
+        index = level_of[windows]
+        left -= unit * levels[index]
+        ratio = GROUP_RATIO if wide and plane < PLANES_PER_GROUP else 1
+        value += ratio * levels[index[:kept]].astype(np.int16)
+    return value

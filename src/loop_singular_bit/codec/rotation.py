@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 MIX_MAX = 64  # blocks; a mix of m blocks costs m multiplications for each value
 ACTIVATION_GROUP_MAX = 256  # columns that share one int8 scale
+STRIP = 16  # columns that the kernels take at once: a group is whole strips, or all columns
 
 
 def power_of_two_factor(cols: int) -> int:

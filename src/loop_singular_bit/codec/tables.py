@@ -1,10 +1,15 @@
-"""The trained plane tables: constants of the format (made by scripts/train_tables.py)."""
+"""The trained hashes and levels of the planes: constants of the format.
+
+Made by scripts/train_tables.py.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,35 +17,48 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.errors import UsageError
 
-WINDOWS = range(4, 11)
+WINDOW_MIN, WINDOW_MAX = 4, 10
+WINDOWS = range(WINDOW_MIN, WINDOW_MAX + 1)
 PLANES_MAX = 8
 
 
 @dataclass(frozen=True)
 class TableSet:
-    """Tables of one window size.
+    """What turns windows of one size into weights.
 
-    entries  int8 [8, 2^L]
-    sigma    standard deviation, in integer units, of the Gaussian they were trained on
+    hashes  uint8 [2, 16]: nibbles that the two older nibbles of a window xor into the newest
+    levels  int8 [8, 16]: value of each plane at each index so found
+    sigma   standard deviation, in integer units, of the Gaussian they were trained on
     """
 
-    entries: npt.NDArray[np.int8]
+    window: int
+    hashes: npt.NDArray[np.uint8]
+    levels: npt.NDArray[np.int8]
     sigma: float
+
+    def native(self, planes: int) -> _native.PlaneTables:
+        return _native.PlaneTables(self.window, self.hashes, self.levels[:planes].copy())
+
+
+@lru_cache
+def _stored() -> dict[str, Any]:
+    text = files("loop_singular_bit.codec").joinpath("tables.json").read_text("ascii")
+    return dict(json.loads(text))
 
 
 @lru_cache
 def table_set(window: int) -> TableSet:
     """Tables of window size L = `window` (4..10)."""
     if window not in WINDOWS:
-        raise UsageError(f"window {window}: must be 4..10")
-    with files("loop_singular_bit.codec").joinpath("tables.npz").open("rb") as file:
-        stored = np.load(file)
-        return TableSet(stored[f"L{window}"], float(stored[f"sigma{window}"]))
+        raise UsageError(f"window {window}: must be {WINDOW_MIN}..{WINDOW_MAX}")
+    stored = _stored()[str(window)]
+    hashes = np.array(stored["hashes"], np.uint8)
+    return TableSet(window, hashes, np.array(stored["levels"], np.int8), stored["sigma"])
 
 
 @lru_cache
 def native_tables(window: int, planes: int) -> _native.PlaneTables:
-    """The first `planes` tables, prepared for the kernels."""
+    """The first `planes` planes, prepared for the kernels."""
     if not 1 <= planes <= PLANES_MAX:
         raise UsageError(f"planes {planes}: must be 1..{PLANES_MAX}")
-    return _native.PlaneTables(np.ascontiguousarray(table_set(window).entries[:planes]))
+    return table_set(window).native(planes)

@@ -17,6 +17,7 @@ from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import (
     ACTIVATION_GROUP_MAX,
+    STRIP,
     InputTransform,
     power_of_two_factor,
 )
@@ -33,6 +34,7 @@ class InputRows:
         self._x = np.empty((0, cols), np.float32)
         self._rotated = np.empty((rows_max, cols), np.float32)
         group = min(power_of_two_factor(cols), ACTIVATION_GROUP_MAX)
+        group = group if group % STRIP == 0 else cols
         self._packed = _native.PackedRows(rows_max, cols, group)
         self._packed_for: InputTransform | None = None
 

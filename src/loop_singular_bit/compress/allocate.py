@@ -17,6 +17,7 @@ from loop_singular_bit.codec.codecs import (
 )
 from loop_singular_bit.codec.outliers import SKIP
 from loop_singular_bit.codec.planes import ROW_TILE_ROWS, TILE_ROWS, PlaneOptions
+from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import InputSite
@@ -70,8 +71,8 @@ class CodecOptions:
             raise UsageError(f"--embedding {self.embedding!r}: must be planes, int8 or raw")
         if self.planes is not None and not 1 <= self.planes <= 8:
             raise UsageError(f"--planes {self.planes}: must be 1..8")
-        if not 4 <= self.window <= 10:
-            raise UsageError(f"--window {self.window}: must be 4..10")
+        if self.window not in WINDOWS:
+            raise UsageError(f"--window {self.window}: must be {WINDOW_MIN}..{WINDOW_MAX}")
         if self.block not in (4, 8, 16, 32, 64):
             raise UsageError(f"--block {self.block}: must be 4, 8, 16, 32 or 64")
         if not 0 <= self.outlier_ratio <= 0.5:

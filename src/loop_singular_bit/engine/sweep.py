@@ -58,10 +58,10 @@ class Workspace:
 
 
 def workspace_bytes(spec: ModelSpec, rows_max: int) -> int:
-    """Bytes a Workspace takes: float32 buffers, and rotated float32 + int8 + packed int8 inputs."""
+    """Bytes a Workspace takes: float32 buffers, and rotated float32 + int8 inputs."""
     buffers = 2 * spec.hidden + 2 * spec.query_width + 2 * spec.kv_width + 2 * spec.intermediate
     inputs = spec.hidden + spec.query_width + spec.intermediate
-    return rows_max * (4 * buffers + 6 * inputs)
+    return rows_max * (4 * buffers + 5 * inputs)
 
 
 def sweep(

@@ -1,0 +1,2 @@
+#define LSB_EMULATE_VNNI 1
+#include "kernels_emulated.cpp"

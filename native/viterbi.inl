@@ -1,0 +1,133 @@
+// A Viterbi search for the 16 streams of a tile at once: 16 lanes of 16-bit costs, one vector for
+// each of the 2^(L-1) states. Costs are integers, so every tier finds the same paths.
+
+typedef int16_t vs __attribute__((vector_size(2 * kStreams)));
+
+constexpr int kFloor = -32768;      // cost of the best start: the whole 16-bit range is used
+constexpr int kStepMax = 4096;      // largest cost of a step: errors are 14 bits, squares lose 16
+constexpr int kErrorMax = 16383;
+constexpr int kSettle = 4;          // steps between two subtractions of the least cost
+constexpr float kReach = 3.0f;      // targets beyond this multiple of the largest level are cut
+
+struct ViterbiPlane {               // one plane, prepared
+  int window;
+  float scale;                      // target units to cost units
+  int16_t level[kLevels];           // in cost units
+  const uint16_t* offset;           // [1 << window] of each window's level among the costs
+};
+
+static ViterbiPlane viterbi_plane(const PlaneTables& tables, int plane, float unit) {
+  ViterbiPlane p;
+  p.window = tables.window;
+  p.offset = tables.offset;
+  const int8_t* levels = (const int8_t*)tables.levels[plane];
+  int top = 1;
+  for (int i = 0; i < kLevels; ++i) top = top > std::abs(levels[i]) ? top : std::abs(levels[i]);
+  const float fine = (float)kErrorMax / ((1.0f + kReach) * (float)top);
+  p.scale = fine / unit;
+  for (int i = 0; i < kLevels; ++i) p.level[i] = (int16_t)std::lrintf(fine * (float)levels[i]);
+  return p;
+}
+
+static inline vs spread16(int x) { return (vs){} + (int16_t)x; }
+static inline vs least(vs a, vs b) { return a < b ? a : b; }
+
+static inline vs square_high(vs e) {  // e * e >> 16
+#if defined(__AVX2__)
+  return (vs)_mm256_mulhi_epi16((__m256i)e, (__m256i)e);
+#else
+  typedef int32_t wide __attribute__((vector_size(4 * kStreams)));
+  const wide w = __builtin_convertvector(e, wide);
+  return __builtin_convertvector(w * w >> 16, vs);
+#endif
+}
+
+// Costs of the 16 levels for the 16 targets x.
+static inline void step_costs(const ViterbiPlane& p, const float* x, vs* costs) {
+  const float cut = kErrorMax / (1.0f + kReach) * kReach;
+  int16_t target[kStreams];
+  for (int i = 0; i < kStreams; ++i) {
+    float scaled = x[i] * p.scale;
+    scaled = scaled < cut ? scaled : cut;
+    scaled = scaled > -cut ? scaled : -cut;
+    target[i] = (int16_t)((scaled + 12582912.0f) - 12582912.0f);  // rounds to nearest even
+  }
+  vs t;
+  std::memcpy(&t, target, sizeof t);
+  for (int i = 0; i < kLevels; ++i) costs[i] = square_high(t - spread16(p.level[i]));
+}
+
+static int choice_vectors(int window) {  // of half the states, 16 to a vector
+  return window > 6 ? 1 << (window - 6) : 1;
+}
+
+// One step: the cost of every state after it, and for every state and stream a bit: the oldest bit
+// of its best window. Windows 2n and 2n + 1 lead to state n, and from there a newest bit is added.
+static void viterbi_step(const ViterbiPlane& p, const vs* costs, const vs* from, vs* to, vs* choice) {
+  const int half = 1 << (p.window - 2), vectors = choice_vectors(p.window);
+  const auto cost = [&](int window) {
+    vs v;
+    std::memcpy(&v, (const char*)costs + p.offset[window], sizeof v);
+    return v;
+  };
+  for (int n0 = 0; n0 < half; n0 += 16) {
+    vs low = {}, high = {};
+    for (int n = n0; n < n0 + 16 && n < half; ++n) {
+      const vs bit = spread16((int16_t)(1u << (n - n0)));
+      const vs zero = from[2 * n], one = from[2 * n + 1];
+      const vs a = zero + cost(2 * n), b = one + cost(2 * n + 1);
+      const vs c = zero + cost(2 * n + 2 * half), d = one + cost(2 * n + 1 + 2 * half);
+      low |= (b < a) & bit;
+      high |= (d < c) & bit;
+      to[n] = least(a, b);
+      to[n + half] = least(c, d);
+    }
+    choice[n0 / 16] = low;
+    choice[vectors + n0 / 16] = high;
+  }
+}
+
+// Best paths through x[0..steps)[16] from `state` [16]: level indices and newest bits of the first
+// `kept` steps, and in `state` the one after them. choices: 2 * choice_vectors for each step.
+static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, int64_t kept, int* state,
+                          vs* choices, uint8_t* level, uint8_t* newest) {
+  const int states = 1 << (p.window - 1), vectors = choice_vectors(p.window);
+  alignas(64) vs buffer[2][1 << (kWindowMax - 1)];
+  vs *from = buffer[0], *to = buffer[1], costs[kLevels];
+  // A path from elsewhere must lose to any from `state` by the time they can meet.
+  for (int s = 0; s < states; ++s)
+    for (int i = 0; i < kStreams; ++i) from[s][i] = (int16_t)(kFloor + (s == state[i] ? 0 : p.window * kStepMax));
+  for (int64_t t = 0; t < steps; ++t) {
+    step_costs(p, x + t * kStreams, costs);
+    viterbi_step(p, costs, from, to, choices + 2 * t * vectors);
+    vs* swap = from;
+    from = to;
+    to = swap;
+    if (t % kSettle == kSettle - 1) {
+      vs low = from[0];
+      for (int s = 1; s < states; ++s) low = least(low, from[s]);
+      low -= spread16(kFloor);
+      // Paths that cannot be are cut back to where they still lose, so that 16 bits hold them.
+      const vs ceiling = spread16(kFloor + kWindowMax * kStepMax);
+      for (int s = 0; s < states; ++s) from[s] = least(from[s] - low, ceiling);
+    }
+  }
+  vs best = from[0], at = {};
+  for (int s = 1; s < states; ++s) {
+    at = from[s] < best ? spread16(s) : at;
+    best = least(best, from[s]);
+  }
+  int now[kStreams];
+  for (int i = 0; i < kStreams; ++i) now[i] = at[i];
+  for (int64_t t = steps; t-- > 0;)
+    for (int i = 0; i < kStreams; ++i) {
+      const int low = now[i] & (states / 2 - 1), top = now[i] / (states / 2);
+      const vs* choice = choices + 2 * t * vectors + top * vectors + low / 16;
+      const int oldest = (uint16_t)((const int16_t*)choice)[i] >> (low % 16) & 1;
+      if (t == kept - 1) state[i] = now[i];
+      const int window = 2 * now[i] + oldest;
+      level[t * kStreams + i] = (uint8_t)(p.offset[window] / sizeof(vs));
+      newest[t * kStreams + i] = (uint8_t)(window >> (p.window - 1));
+      now[i] = window & (states - 1);
+    }
+}
