@@ -8,7 +8,6 @@ typedef __m512i vsum;  // 32-bit sums
 
 static inline vb load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 static inline void store_bytes(void* p, vb v) { _mm512_storeu_si512(p, v); }
-static inline vb load_table(const uint8_t* p) { return load_bytes(p); }
 static inline vb add_bytes(vb a, vb b) { return _mm512_add_epi8(a, b); }
 static inline vsum zero_sum() { return _mm512_setzero_si512(); }
 
@@ -63,7 +62,6 @@ typedef __m256i vsum;
 
 static inline vb load_bytes(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 static inline void store_bytes(void* p, vb v) { _mm256_storeu_si256((__m256i*)p, v); }
-static inline vb load_table(const uint8_t* p) { return load_bytes(p); }
 static inline vb add_bytes(vb a, vb b) { return _mm256_add_epi8(a, b); }
 static inline vb xor_bytes(vb a, vb b) { return _mm256_xor_si256(a, b); }
 static inline vsum zero_sum() { return _mm256_setzero_si256(); }
@@ -99,7 +97,6 @@ typedef int32x4_t vsum;
 
 static inline vb load_bytes(const void* p) { return vld1q_u8((const uint8_t*)p); }
 static inline void store_bytes(void* p, vb v) { vst1q_u8((uint8_t*)p, v); }
-static inline vb load_table(const uint8_t* p) { return load_bytes(p); }
 static inline vb add_bytes(vb a, vb b) { return vaddq_u8(a, b); }
 static inline vb xor_bytes(vb a, vb b) { return veorq_u8(a, b); }
 static inline vsum zero_sum() { return vdupq_n_s32(0); }

@@ -41,6 +41,7 @@ static int64_t encode_parts(const FeedbackJob& job, char* base, EncodeScratch* o
 
 static int64_t encode_scratch_bytes(const FeedbackJob& job) { return encode_parts(job, nullptr, nullptr); }
 
+// What 1 is worth, in units of the first plane group: of a plane's levels, of whole integer weights.
 static float plane_unit(int plane) { return plane < kPlanesPerGroup ? 1.0f : 1.0f / kGroupRatio; }
 
 struct Tile {
@@ -104,7 +105,7 @@ static void load_sequence(const Tile& tile, int64_t c, int64_t steps, const floa
 
 static void store_values(const FeedbackJob& job, const Tile& tile, int64_t begin, int64_t c, int64_t steps,
                          EncodeScratch& s) {
-  const float unit = job.planes > kPlanesPerGroup ? 1.0f / kGroupRatio : 1.0f;
+  const float unit = plane_unit(job.planes - 1);
   const int64_t groups = tile.padded / kRowGroup;
   const int32_t* value = s.value;
   for (int64_t t = 0; t < steps; ++t, value += kStreams) {
@@ -125,7 +126,7 @@ static float feedback_at(const FeedbackJob& job, int64_t from, int64_t to) {
 // Adds to the targets of the next quad's first steps what the block's errors there will feed back.
 static void feed_ahead(const FeedbackJob& job, const Tile& tile, int64_t begin, int64_t c, int64_t width,
                        int64_t ahead, EncodeScratch& s) {
-  const float unit = job.planes > kPlanesPerGroup ? 1.0f / kGroupRatio : 1.0f;
+  const float unit = plane_unit(job.planes - 1);
   const int64_t groups = tile.padded / kRowGroup, next = c + width;
   for (int64_t from = c; from < next; ++from)
     for (int j = 0; j < kQuad; ++j) {

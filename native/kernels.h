@@ -91,10 +91,11 @@ struct Kernels {
   int64_t (*encode_scratch_bytes)(const FeedbackJob&);
 };
 
+inline int64_t group_strips(int64_t group) { return (group + kStrip - 1) / kStrip; }
+
 // Bytes of scratch that planes_matmul wants for `tokens` rows in groups of `group` columns.
 inline int64_t planes_scratch_bytes(int64_t tokens, int64_t group) {
-  const int64_t strips = (group + kStrip - 1) / kStrip;
-  return strips * kStrip * kBlockRows + tokens * kBlockRows * (int64_t)sizeof(float);
+  return group_strips(group) * kStrip * kBlockRows + tokens * kBlockRows * (int64_t)sizeof(float);
 }
 
 const Kernels& portable_kernels();

@@ -52,9 +52,9 @@ struct Tables {
   vb hash[2], levels[kPlanesPerGroup];
 
   explicit Tables(const PlanesView& v) {
-    for (int i = 0; i < 2; ++i) hash[i] = load_table(v.tables->hash[i]);
+    for (int i = 0; i < 2; ++i) hash[i] = load_bytes(v.tables->hash[i]);
     for (int k = 0; k < v.count; ++k)
-      levels[k] = load_table(kBiased ? v.tables->biased[v.first + k] : v.tables->levels[v.first + k]);
+      levels[k] = load_bytes(kBiased ? v.tables->biased[v.first + k] : v.tables->levels[v.first + k]);
   }
 };
 
@@ -107,8 +107,9 @@ static inline void over_strips(const BlockRows& rows, int64_t begin, int64_t end
   if (begin < end) body(rows.now, rows.before[0], rows.before[1], begin, end);
 }
 
-static inline void store_rows(const vsum* sums, int32_t* out) {
-  for (int g = 0; g < kSteps; ++g) {
+// Sums of the rows of `groups` row groups.
+static inline void store_rows(const vsum* sums, int groups, int32_t* out) {
+  for (int g = 0; g < groups; ++g) {
     const auto four = rows_of(sums[g]);
     std::memcpy(out + g * kRowGroup, &four, sizeof four);
   }
@@ -118,7 +119,7 @@ static inline void store_rows(const vsum* sums, int32_t* out) {
 template <int K, bool kDeep>
 static void single(const PlanesView& v, const BlockRows& rows, const Activations& x, float* out) {
   const Tables tables(v);
-  const int64_t groups = x.cols / x.group, strips = (x.group + kStrip - 1) / kStrip;
+  const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
     vsum sums[kSteps];
     for (auto& s : sums) s = zero_sum();
@@ -133,7 +134,7 @@ static void single(const PlanesView& v, const BlockRows& rows, const Activations
       }
     });
     int32_t whole[kBlockRows];
-    store_rows(sums, whole);
+    store_rows(sums, kSteps, whole);
     finish(whole, kBiased ? 128 * x.sum[a] : 0, x.scale[a], out);
   }
 }
@@ -174,11 +175,7 @@ static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t stride, int
         for (int t = 0; t < T; ++t) sums[t][g] = dot(sums[t][g], weights, values[t]);
       }
     }
-    for (int t = 0; t < T; ++t)
-      for (int g = 0; g < G; ++g) {
-        const auto four = rows_of(sums[t][g]);
-        std::memcpy(out[t] + (g0 + g) * kRowGroup, &four, sizeof four);
-      }
+    for (int t = 0; t < T; ++t) store_rows(sums[t], G, out[t] + g0 * kRowGroup);
   }
 }
 
@@ -241,7 +238,7 @@ static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t, int64_t st
 
 // A panel, a group of columns at a time, used for every token.
 static void many_tokens(const PlanesView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
-  const int64_t groups = x.cols / x.group, strips = (x.group + kStrip - 1) / kStrip;
+  const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
     decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
     for (int64_t t = 0; t < x.tokens;) {

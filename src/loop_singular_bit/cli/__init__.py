@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from importlib import import_module
 from typing import Any
@@ -15,7 +16,11 @@ _COMMANDS = (
     "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
     "bench",
 )  # fmt: skip
-_INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")
+_INSTRUCTION_SETS = (
+    ("scalar", "neon")
+    if platform.machine().lower() in ("aarch64", "arm64")
+    else ("scalar", "avx2", "avx512", "avx512vnni")
+)
 _MODULES = {"eval": "evaluate"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +50,12 @@ def _facts() -> dict[str, Any]:
 
 def _kernel_rate() -> float:
     """Weights a second of one token through three planes, all cores, measured for a moment."""
-    import numpy as np
-
     from loop_singular_bit import _native
-    from loop_singular_bit.codec.tables import native_tables
     from loop_singular_bit.engine.runtime import usable_cores
+    from loop_singular_bit.measure.speed import kernel_rate
 
     _native.set_threads(usable_cores())
-    rows, cols, planes = 2048, 2048, 3
-    streams = [np.zeros(_native.stream_bytes(rows, cols, 256), np.uint8) for _ in range(planes)]
-    packed = _native.PackedRows(1, cols, 256)
-    packed.pack(np.ones((1, cols), np.float32))
-    scale, out = np.ones(rows, np.float32), np.empty((1, rows), np.float32)
-    tables = native_tables(7, planes)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 0.2:
-        _native.planes_matmul(streams, rows, cols, 256, tables, scale, packed, out)
-        count += 1
-    return round(count * rows * cols / (time.perf_counter() - start))
+    return round(kernel_rate(planes=3, window=7))
 
 
 def _reads(directory: Path) -> str:

@@ -36,9 +36,6 @@ class TableSet:
     levels: npt.NDArray[np.int8]
     sigma: float
 
-    def native(self, planes: int) -> _native.PlaneTables:
-        return _native.PlaneTables(self.window, self.hashes, self.levels[:planes].copy())
-
 
 @lru_cache
 def _stored() -> dict[str, Any]:
@@ -61,4 +58,5 @@ def native_tables(window: int, planes: int) -> _native.PlaneTables:
     """The first `planes` planes, prepared for the kernels."""
     if not 1 <= planes <= PLANES_MAX:
         raise UsageError(f"planes {planes}: must be 1..{PLANES_MAX}")
-    return table_set(window).native(planes)
+    found = table_set(window)
+    return _native.PlaneTables(window, found.hashes, found.levels[:planes].copy())

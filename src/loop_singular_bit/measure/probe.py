@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loop_singular_bit.engine.runtime import open_model
+from loop_singular_bit.engine.session import Session
 from loop_singular_bit.errors import BudgetError, ResourceError
 from loop_singular_bit.memory import peak_rss_bytes
 
@@ -63,6 +64,21 @@ def probe_run(request: RunRequest) -> RunFigures:
     return RunFigures(**json.loads(child.stdout))
 
 
+def made_up_prompt(count: int, vocab: int) -> list[int]:
+    """Token ids to measure with: what they say does not matter."""
+    return [(7 * i) % min(1000, vocab) for i in range(count)]
+
+
+def time_tokens(session: Session, prompt: list[int], new: int) -> tuple[float, float]:
+    """Seconds of a prompt, and of `new` tokens after it one by one, greedy, never stopped."""
+    start = time.perf_counter()
+    logits = session.advance(prompt)
+    middle = time.perf_counter()
+    for _ in range(new):
+        logits = session.advance([int(logits.argmax())])
+    return middle - start, time.perf_counter() - middle
+
+
 def run_here(request: RunRequest) -> RunFigures:
     """The measured run itself, in this process. Greedy, and never stopped by an end token."""
     with open_model(
@@ -71,20 +87,15 @@ def run_here(request: RunRequest) -> RunFigures:
     ) as model, model.session() as session:  # fmt: skip
         room = max(1, min(PROMPT_TOKENS, model.context - NEW_TOKENS))
         new = min(NEW_TOKENS, model.context - room)
-        prompt = [(7 * i) % min(1000, model.engine.network.spec.vocab) for i in range(room)]
-        start = time.perf_counter()
-        logits = session.advance(prompt)
-        middle = time.perf_counter()
-        for _ in range(new):
-            logits = session.advance([int(logits.argmax())])
-        end = time.perf_counter()
+        prompt = made_up_prompt(room, model.engine.network.spec.vocab)
+        prompt_seconds, new_seconds = time_tokens(session, prompt, new)
         return RunFigures(
             ram_peak_bytes=peak_rss_bytes(),
             reader=model.reader_backend,
             prompt_tokens=room,
             new_tokens=new,
-            prompt_per_second=room / (middle - start),
-            generated_per_second=new / (end - middle) if new else 0.0,
+            prompt_per_second=room / prompt_seconds,
+            generated_per_second=new / new_seconds if new else 0.0,
         )
 
 

@@ -17,6 +17,7 @@ from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.runtime import Model, open_model
 from loop_singular_bit.errors import UsageError
+from loop_singular_bit.measure.probe import made_up_prompt, time_tokens
 from loop_singular_bit.models.spec import parameter_count
 
 MEMORY_BYTES = 1 << 28  # read to measure the memory: far beyond any cache here
@@ -132,19 +133,13 @@ def _deviation(values: list[float]) -> float:
 
 def _repetitions(model: Model, options: SpeedOptions) -> tuple[list[float], list[float]]:
     """Tokens a second of every prompt and of every generation; one round before is not counted."""
-    vocab = model.engine.network.spec.vocab
-    prompt = [(7 * i) % min(1000, vocab) for i in range(options.prompt)]
+    prompt = made_up_prompt(options.prompt, model.engine.network.spec.vocab)
     prompts, generated = [], []
     for _ in range(options.repeats + 1):
         with model.session() as session:
-            start = time.perf_counter()
-            logits = session.advance(prompt)
-            middle = time.perf_counter()
-            for _token in range(options.generate):
-                logits = session.advance([int(logits.argmax())])
-            end = time.perf_counter()
-        prompts.append(options.prompt / (middle - start))
-        generated.append(options.generate / (end - middle))
+            prompt_seconds, new_seconds = time_tokens(session, prompt, options.generate)
+        prompts.append(options.prompt / prompt_seconds)
+        generated.append(options.generate / new_seconds)
     return prompts[1:], generated[1:]
 
 
