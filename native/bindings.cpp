@@ -1,41 +1,22 @@
 // The only file that knows Python. Arrays are C-contiguous and checked here, once; the GIL is
 // released around every kernel.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "bindings.h"
 
-#include <optional>
-#include <stdexcept>
+#include <algorithm>
 
 #include "crc32c.h"
-#include "dispatch.h"
 #include "pool.h"
 
-namespace nb = nanobind;
 using namespace lsb;
 
-template <typename T, int N>
-using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-template <int N> using Floats = Array<const float, N>;
-template <int N> using FloatsOut = Array<float, N>;
-
-static void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
-}
-
-// An array is never converted: a converted output would be written to a copy that nobody sees.
-static auto array(const char* name) { return nb::arg(name).noconvert(); }
-
-static Geometry make_geometry(int64_t rows, int64_t cols, int tile_rows) {
+Geometry lsb::make_geometry(int64_t rows, int64_t cols, int tile_rows) {
   require(rows > 0 && cols > 0 && cols % kQuad == 0, "columns must be a multiple of 4");
   require(tile_rows >= kBlockRows && tile_rows % kBlockRows == 0, "tile rows must be a multiple of 32");
   return {rows, cols, tile_rows};
 }
 
-static Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
-                          int tile_rows, const PlaneTables& tables) {
+Planes lsb::make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
+                        int tile_rows, const PlaneTables& tables) {
   const Geometry geometry = make_geometry(rows, cols, tile_rows);
   require(!streams.empty() && (int)streams.size() == tables.count, "one stream for each table");
   Planes planes;
@@ -60,48 +41,57 @@ static uint32_t py_crc32c(nb::object buffer, uint32_t seed) {
   return crc;
 }
 
-static void py_dense_matmul(int kind, nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu> w,
-                            std::optional<Floats<1>> scale, Floats<2> x, FloatsOut<2> out) {
+DenseView lsb::make_dense(int kind, const AnyArray<2>& w, const std::optional<Floats<1>>& scale, int64_t cols) {
   static const size_t kBytes[] = {4, 2, 2, 1, 1};
   require(kind >= 0 && kind <= 4 && w.itemsize() == kBytes[kind], "weight type disagrees with its kind");
-  DenseView v{};
-  v.kind = (Dense)kind;
-  v.data = w.data();
-  v.rows = w.shape(0);
-  v.cols = x.shape(1);
-  require((int64_t)w.shape(1) == (v.kind == Dense::kSign ? (v.cols + 7) / 8 : v.cols), "columns disagree");
-  require(out.shape(0) == x.shape(0) && (int64_t)out.shape(1) == v.rows, "output shape disagrees");
+  DenseView v{(Dense)kind, w.data(), nullptr, (int64_t)w.shape(0), cols};
+  require((int64_t)w.shape(1) == (v.kind == Dense::kSign ? (cols + 7) / 8 : cols), "columns disagree");
   if (scale) {
     require((int64_t)scale->size() == v.rows, "one scale for each row");
     v.scale = scale->data();
   }
+  return v;
+}
+
+static void py_dense_matmul(int kind, AnyArray<2> w, std::optional<Floats<1>> scale, Floats<2> x, FloatsOut<2> out) {
+  const DenseView v = make_dense(kind, w, scale, x.shape(1));
+  require(out.shape(0) == x.shape(0) && (int64_t)out.shape(1) == v.rows, "output shape disagrees");
   nb::gil_scoped_release release;
   dense_matmul(v, x.data(), x.shape(0), out.data());
+}
+
+void lsb::check_rotation(const Floats<1>& scale, int block, const std::optional<Floats<2>>& mix, int64_t cols) {
+  require(block > 0 && (block & (block - 1)) == 0 && cols % block == 0, "block must be a power of two that divides the columns");
+  require(block >= 4 || !mix, "mixing needs blocks of at least 4");
+  require((int64_t)scale.size() == cols, "one scale for each column");
+  if (mix) require((int64_t)mix->shape(0) == cols / block && mix->shape(1) == mix->shape(0), "mix must be blocks x blocks");
 }
 
 static void py_rotate(Floats<2> x, Floats<1> scale, int block, std::optional<Floats<2>> mix, bool inverse,
                       FloatsOut<2> out) {
   const int64_t cols = x.shape(1);
-  require(block > 0 && (block & (block - 1)) == 0 && cols % block == 0, "block must be a power of two that divides the columns");
-  require(block >= 4 || !mix, "mixing needs blocks of at least 4");
-  require((int64_t)scale.size() == cols, "one scale for each column");
+  check_rotation(scale, block, mix, cols);
   require(out.shape(0) == x.shape(0) && (int64_t)out.shape(1) == cols, "output shape disagrees");
-  if (mix) require((int64_t)mix->shape(0) == cols / block && mix->shape(1) == mix->shape(0), "mix must be blocks x blocks");
   nb::gil_scoped_release release;
   rotate(x.data(), scale.data(), x.shape(0), cols, block, mix ? mix->data() : nullptr, inverse, out.data());
 }
 
-static void py_sparse(Array<const uint16_t, 1> counts, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> index,
-                      nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, int kind, Floats<2> x, FloatsOut<2> out) {
-  const int64_t rows = counts.size(), cols = x.shape(1);
+Sparse lsb::make_outliers(const Array<const uint16_t, 1>& counts, const AnyArray<1>& index, const AnyArray<1>& values,
+                          int kind, int64_t cols) {
   require(kind >= 0 && kind <= 2 && values.itemsize() == (kind == 0 ? 4 : 2), "value type disagrees with its kind");
-  require((int64_t)out.shape(1) == rows && out.shape(0) == x.shape(0), "output shape disagrees");
-  nb::gil_scoped_release release;
-  sparse_matmul(counts.data(), (const uint8_t*)index.data(), index.itemsize() == 2, values.data(), (Dense)kind,
-                rows, cols, x.data(), x.shape(0), out.data());
+  return make_sparse(counts.data(), (const uint8_t*)index.data(), index.itemsize() == 2, values.data(), (Dense)kind,
+                     counts.size(), cols);
 }
 
-static CacheView cache_view(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values) {
+static void py_sparse(Array<const uint16_t, 1> counts, AnyArray<1> index, AnyArray<1> values, int kind, Floats<2> x,
+                      FloatsOut<2> out) {
+  const Sparse sparse = make_outliers(counts, index, values, kind, x.shape(1));
+  require((int64_t)out.shape(1) == sparse.rows && out.shape(0) == x.shape(0), "output shape disagrees");
+  nb::gil_scoped_release release;
+  sparse_matmul(sparse, x.data(), x.shape(0), out.data());
+}
+
+CacheView lsb::make_cache(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values) {
   CacheView c{};
   c.keys = keys.data();
   c.values = values.data();
@@ -115,8 +105,8 @@ static CacheView cache_view(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values
   return c;
 }
 
-static void check_places(const Array<const int32_t, 1>& slot, const Array<const int32_t, 1>& position,
-                         int64_t rows, int64_t slots, int64_t context) {
+void lsb::check_places(const Array<const int32_t, 1>& slot, const Array<const int32_t, 1>& position,
+                       int64_t rows, int64_t slots, int64_t context) {
   require((int64_t)slot.size() == rows && (int64_t)position.size() == rows, "one place for each row");
   for (int64_t r = 0; r < rows; ++r)
     require(slot.data()[r] >= 0 && slot.data()[r] < slots && position.data()[r] >= 0 &&
@@ -125,18 +115,17 @@ static void check_places(const Array<const int32_t, 1>& slot, const Array<const 
 
 static void py_store_kv(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> k, Floats<2> v,
                         Array<const int32_t, 1> slot, Array<const int32_t, 1> position) {
-  CacheView c = cache_view(keys, values);
+  CacheView c = make_cache(keys, values);
   const int64_t rows = k.shape(0), width = (int64_t)c.kv_heads * c.head_dim;
   require((int64_t)k.shape(1) == width && (int64_t)v.shape(1) == width && (int64_t)v.shape(0) == rows, "k and v disagree with the cache");
   check_places(slot, position, rows, keys.shape(0), c.context);
   nb::gil_scoped_release release;
-  for (int64_t r = 0; r < rows; ++r)
-    active().store_kv(c, k.data() + r * width, v.data() + r * width, slot.data()[r], position.data()[r]);
+  store_kv(c, k.data(), v.data(), slot.data(), position.data(), rows);
 }
 
 static void py_attend(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> q, int heads,
                       Array<const int32_t, 1> slot, Array<const int32_t, 1> position, int64_t window, FloatsOut<2> out) {
-  CacheView c = cache_view(keys, values);
+  CacheView c = make_cache(keys, values);
   const int64_t rows = q.shape(0);
   require(c.head_dim % 16 == 0 && heads > 0 && heads % c.kv_heads == 0, "heads disagree with the cache");
   require((int64_t)q.shape(1) == (int64_t)heads * c.head_dim && out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1), "q and out disagree");
@@ -233,7 +222,8 @@ NB_MODULE(_native, m) {
       .def("pack", [](PackedRows& self, Floats<2> x) {
         require((int64_t)x.shape(1) == self.cols(), "columns disagree");
         nb::gil_scoped_release release;
-        self.pack(x.data(), x.shape(0));
+        self.resize(x.shape(0));
+        for (int64_t t = 0; t < (int64_t)x.shape(0); ++t) self.pack_row(active(), t, x.data() + t * self.cols());
       }, array("x"))
       .def_prop_ro("tokens", &PackedRows::tokens)
       .def_prop_ro("group", &PackedRows::group)
@@ -249,11 +239,13 @@ NB_MODULE(_native, m) {
   }, nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"));
   m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
                             const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
-    Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
+    const Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
     require(x.cols() == cols && (int64_t)row_scale.size() == rows, "shapes disagree");
     require((int64_t)out.shape(0) == x.tokens() && (int64_t)out.shape(1) == rows, "output shape disagrees");
     nb::gil_scoped_release release;
-    planes_matmul(planes, x, row_scale.data(), out.data());
+    split(planes.geometry.blocks(), x.tokens() > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
+      multiply_blocks(planes, x.view(), row_scale.data(), begin, end, out.data(), thread);
+    });
   }, array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
      array("row_scale"), nb::arg("x"), array("out"));
   m.def("planes_decode", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
@@ -279,5 +271,6 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release release;
     return sum_words(words.data(), (int64_t)words.size());
   }, array("words"));
+  bind_program(m);
   m.def("pack_panels", &py_pack_panels, array("x"), array("panels"));
 }

@@ -93,15 +93,6 @@ constexpr int kGroupMax = 65536;                  // 65536 * 255 * 127 < 2^31
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Equal contiguous shares, a few per thread so that a slow core does not hold up the rest.
-void split(int64_t items, int64_t least, const std::function<void(int64_t, int64_t, int)>& body) {
-  const int64_t pieces = threads() == 1 ? 1 : threads() * 4;
-  const int64_t share = std::max(least, ceil_div(items, pieces));
-  parallel(ceil_div(items, share), [&](int64_t i, int thread) {
-    body(i * share, std::min(items, (i + 1) * share), thread);
-  });
-}
-
 }  // namespace
 
 const Kernels& active() { return *current(); }
@@ -172,16 +163,14 @@ PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group)
   sum_.resize(tokens_max * (cols / group));
 }
 
-void PackedRows::pack(const float* x, int64_t tokens) {
+void PackedRows::resize(int64_t tokens) {
   if (tokens < 1 || tokens > tokens_max_) throw std::invalid_argument("more rows than reserved");
   tokens_ = tokens;
+}
+
+void PackedRows::pack_row(const Kernels& kernels, int64_t t, const float* x) {
   const int64_t groups = cols_ / group_;
-  const Kernels& kernels = active();
-  split(tokens, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t)
-      kernels.quantize(x + t * cols_, cols_, group_, bytes_.data() + t * stride_, scale_.data() + t * groups,
-                       sum_.data() + t * groups);
-  });
+  kernels.quantize(x, cols_, group_, bytes_.data() + t * stride_, scale_.data() + t * groups, sum_.data() + t * groups);
 }
 
 Activations PackedRows::view() const {
@@ -199,17 +188,13 @@ static PlanesView group_of(const Planes& planes, int first) {
   return v;
 }
 
-void planes_matmul(const Planes& planes, const PackedRows& x, const float* row_scale, float* out) {
-  const Kernels& kernels = active();
+void multiply_blocks(const Planes& planes, const Activations& x, const float* row_scale, int64_t begin, int64_t end,
+                     float* out, int thread) {
   const int total = (int)planes.streams.size();
-  const Activations view = x.view();
-  const int64_t bytes = planes_scratch_bytes(view.tokens, view.group);
+  void* work = scratch(thread, 0, planes_scratch_bytes(x.tokens, x.group));
   for (int first = 0; first < total; first += kPlanesPerGroup) {
-    const PlanesView v = group_of(planes, first);
     const float unit = total > kPlanesPerGroup && first == 0 ? (float)kGroupRatio : 1.0f;
-    split(planes.geometry.blocks(), view.tokens > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
-      kernels.planes_matmul(v, view, row_scale, unit, begin, end, out, first > 0, scratch(thread, 0, bytes));
-    });
+    active().planes_matmul(group_of(planes, first), x, row_scale, unit, begin, end, out, first > 0, work);
   }
 }
 
@@ -256,56 +241,69 @@ void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int
   });
 }
 
-// Outliers: per row a count, then column gaps. Narrow gaps are bytes (255: advance 255, no entry),
-// wide ones are 16-bit columns. out += S x.
-void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const void* values,
-                   Dense kind, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out) {
-  constexpr int64_t kBlock = 256;
-  struct Start { const uint8_t* index; int64_t value; };
-  std::vector<Start> starts;
+// Where every kSparseRows-th row starts: an index of gaps can only be walked from the front.
+Sparse make_sparse(const uint16_t* counts, const uint8_t* index, bool wide, const void* values, Dense kind,
+                   int64_t rows, int64_t cols) {
+  Sparse s{counts, values, kind, wide, rows, cols, {}};
   int64_t used = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    if (r % kBlock == 0) starts.push_back({index, used});
+    if (r % kSparseRows == 0) s.starts.push_back({index, used});
     if (wide) index += 2 * (int64_t)counts[r];
     else for (int left = counts[r]; left;) left -= *index++ != 255;
     used += counts[r];
   }
-  auto decode = [kind, values](int64_t i) {
-    if (kind == Dense::kF32) return static_cast<const float*>(values)[i];
-    const uint16_t bits = static_cast<const uint16_t*>(values)[i];
-    const bool half = kind == Dense::kF16;
-    const uint32_t word = half ? (uint32_t)(bits & 0x7FFF) << 13 : (uint32_t)bits << 16;
-    float f;
-    std::memcpy(&f, &word, 4);
-    if (half) f *= bits & 0x8000 ? -0x1p112f : 0x1p112f;
-    return f;
-  };
-  parallel((int64_t)starts.size(), [&](int64_t b, int thread) {
-    auto* column = (uint16_t*)scratch(thread, 0, cols * 2);
-    auto* weight = (float*)scratch(thread, 1, cols * 4);
-    const uint8_t* p = starts[b].index;
-    int64_t v = starts[b].value;
-    for (int64_t r = b * kBlock; r < std::min(rows, (b + 1) * kBlock); ++r) {
-      const int count = counts[r];
-      int64_t at = 0;
-      for (int i = 0; i < count; ++i) {
-        if (wide) {
-          std::memcpy(&column[i], p, 2);
-          p += 2;
-        } else {
-          for (; *p == 255; ++p) at += 255;
-          at += *p++;
-          column[i] = (uint16_t)at++;
-        }
-        weight[i] = decode(v++);
-      }
+  return s;
+}
+
+static float sparse_value(const Sparse& s, int64_t i) {
+  if (s.kind == Dense::kF32) return static_cast<const float*>(s.values)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(s.values)[i];
+  const bool half = s.kind == Dense::kF16;
+  const uint32_t word = half ? (uint32_t)(bits & 0x7FFF) << 13 : (uint32_t)bits << 16;
+  float f;
+  std::memcpy(&f, &word, 4);
+  if (half) f *= bits & 0x8000 ? -0x1p112f : 0x1p112f;
+  return f;
+}
+
+// Columns of a row from its index, which is moved past it.
+static const uint8_t* sparse_columns(const Sparse& s, int count, const uint8_t* index, uint16_t* column) {
+  if (s.wide) {
+    std::memcpy(column, index, 2 * (size_t)count);
+    return index + 2 * (int64_t)count;
+  }
+  for (int64_t i = 0, at = 0; i < count; ++i) {
+    for (; *index == 255; ++index) at += 255;
+    at += *index++;
+    column[i] = (uint16_t)at++;
+  }
+  return index;
+}
+
+// out += S x.
+void sparse_matmul(const Sparse& s, const float* x, int64_t tokens, float* out) {
+  parallel((int64_t)s.starts.size(), [&](int64_t b, int thread) {
+    auto* column = (uint16_t*)scratch(thread, 0, s.cols * 2);
+    auto* weight = (float*)scratch(thread, 1, s.cols * 4);
+    const uint8_t* index = s.starts[b].index;
+    int64_t v = s.starts[b].value;
+    for (int64_t r = b * kSparseRows; r < std::min(s.rows, (b + 1) * kSparseRows); ++r) {
+      const int count = s.counts[r];
+      index = sparse_columns(s, count, index, column);
+      for (int i = 0; i < count; ++i) weight[i] = sparse_value(s, v++);
       for (int64_t t = 0; t < tokens; ++t) {
         float sum = 0.0f;
-        for (int i = 0; i < count; ++i) sum += weight[i] * x[t * cols + column[i]];
-        out[t * rows + r] += sum;
+        for (int i = 0; i < count; ++i) sum += weight[i] * x[t * s.cols + column[i]];
+        out[t * s.rows + r] += sum;
       }
     }
   });
+}
+
+void store_kv(const CacheView& cache, const float* k, const float* v, const int32_t* slot, const int32_t* position,
+              int64_t rows) {
+  const int64_t width = (int64_t)cache.kv_heads * cache.head_dim;
+  for (int64_t r = 0; r < rows; ++r) active().store_kv(cache, k + r * width, v + r * width, slot[r], position[r]);
 }
 
 void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,

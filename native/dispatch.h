@@ -18,7 +18,8 @@ PlaneTables make_tables(int window, const uint8_t* hashes, int planes, const int
 class PackedRows {
  public:
   PackedRows(int64_t tokens_max, int64_t cols, int group);
-  void pack(const float* x, int64_t tokens);
+  void resize(int64_t tokens);     // rows to come; throws std::invalid_argument beyond tokens_max
+  void pack_row(const Kernels& kernels, int64_t token, const float* x);
   Activations view() const;
   int64_t cols() const { return cols_; }
   int64_t tokens() const { return tokens_; }
@@ -39,13 +40,31 @@ struct Planes {
   const PlaneTables* tables;
 };
 
-void planes_matmul(const Planes& planes, const PackedRows& x, const float* row_scale, float* out);
+// Outliers: per row a count, then column gaps. Narrow gaps are bytes (255: advance 255, no entry),
+// wide ones are 16-bit columns.
+constexpr int64_t kSparseRows = 256;
+struct Sparse {
+  struct Start { const uint8_t* index; int64_t value; };
+  const uint16_t* counts;
+  const void* values;
+  Dense kind;
+  bool wide;
+  int64_t rows, cols;
+  std::vector<Start> starts;      // of every kSparseRows-th row
+};
+Sparse make_sparse(const uint16_t* counts, const uint8_t* index, bool wide, const void* values, Dense kind,
+                   int64_t rows, int64_t cols);
+
+// Rows of 32-row blocks [begin, end) of y = x W^T, on the thread that calls.
+void multiply_blocks(const Planes& planes, const Activations& x, const float* row_scale, int64_t begin, int64_t end,
+                     float* out, int thread);
 void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out);
 void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out);
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
             const float* mix, bool inverse, float* out);
-void sparse_matmul(const uint16_t* counts, const uint8_t* index, bool wide, const void* values,
-                   Dense kind, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out);
+void sparse_matmul(const Sparse& weight, const float* x, int64_t tokens, float* out);
+void store_kv(const CacheView& cache, const float* k, const float* v, const int32_t* slot, const int32_t* position,
+              int64_t rows);
 void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
             const int32_t* position, int64_t rows, int64_t window, float* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);

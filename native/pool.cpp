@@ -36,13 +36,13 @@ struct Pool {
   std::atomic<int> busy{0};
   std::atomic<bool> quit{false};
   int64_t items = 0;
-  const std::function<void(int64_t, int)>* body = nullptr;
+  Body body{};
   std::vector<Buffer> buffers = std::vector<Buffer>(kSlots);
   std::mutex callers;  // one parallel region at a time, whoever asks
   int count = 1;
 
   void drain(int thread) {
-    for (int64_t item; (item = next.fetch_add(1)) < items;) (*body)(item, thread);
+    for (int64_t item; (item = next.fetch_add(1)) < items;) body.call(body.self, item, thread);
   }
 
   void work(int thread, uint64_t seen) {
@@ -103,15 +103,15 @@ void set_threads(int count) {
 
 int threads() { return pool().count; }
 
-void parallel(int64_t items, const std::function<void(int64_t, int)>& body) {
+void run_items(int64_t items, Body body) {
   Pool& p = pool();
   std::lock_guard<std::mutex> one_at_a_time(p.callers);
   if (p.count == 1 || items < 2) {
-    for (int64_t item = 0; item < items; ++item) body(item, 0);
+    for (int64_t item = 0; item < items; ++item) body.call(body.self, item, 0);
     return;
   }
   p.items = items;
-  p.body = &body;
+  p.body = body;
   p.next.store(0);
   p.busy.store(p.count - 1);
   p.signal();

@@ -9,6 +9,7 @@ from codec_data import correlated, flat_transform, gaussian, scaled_transform
 
 from loop_singular_bit.codec.rotation import (
     InputTransform,
+    activation_group,
     cosine_matrix,
     power_of_two_factor,
     random_signs,
@@ -142,8 +143,9 @@ def test_hessian_is_that_of_the_rotated_inputs(cols: int) -> None:
     assert np.abs(transform.hessian(H) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_inputs_are_written_where_asked() -> None:
-    x, transform = gaussian(2, 64), flat_transform(64)
-    out = np.empty_like(x)
-    assert transform.inputs(x, out) is out
-    assert np.array_equal(out, transform.inputs(x))
+@pytest.mark.parametrize(
+    ("cols", "group"),
+    [(64, 64), (576, 192), (1536, 256), (4096, 256), (8960, 256), (36, 36), (272, 16), (514, 514)],
+)
+def test_activation_groups_are_whole_strips_that_divide_the_columns(cols: int, group: int) -> None:
+    assert activation_group(cols) == group

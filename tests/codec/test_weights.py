@@ -5,12 +5,13 @@ import numpy.typing as npt
 import pytest
 from codec_data import flat_transform, gaussian, random_outliers, scaled_transform, stored_as
 
+from loop_singular_bit import _native
 from loop_singular_bit.codec import reference
 from loop_singular_bit.codec.numbers import DenseKind
 from loop_singular_bit.codec.planes import PlaneOptions, encode
-from loop_singular_bit.codec.rotation import ACTIVATION_GROUP_MAX, InputTransform
+from loop_singular_bit.codec.rotation import activation_group
 from loop_singular_bit.codec.tables import table_set
-from loop_singular_bit.codec.weights import DenseWeight, InputRows, PlanesWeight, Weight
+from loop_singular_bit.codec.weights import DenseWeight, InputRows, PlanesWeight, Weight, multiply
 
 ROWS = 69  # neither a row group nor a block nor a tile
 TOKENS = 5
@@ -45,12 +46,18 @@ DENSE_IDS = [*(kind.name for kind in DenseKind), "outlier1", "outlier1-narrow"]
 PLANES = [(1,), (4,), (6,), (8,), (3, 64, 256), (2, 12), (3, 192, 32, 0.02), (2, 36)]
 
 
+def run(program: _native.Program, rows: int) -> None:
+    nowhere = np.zeros(rows, np.int32)
+    program.run(nowhere, nowhere, 0, program.steps)
+
+
 def product(weight: Weight, tokens: int = TOKENS) -> tuple[npt.NDArray[np.float32], InputRows]:
     """x W^T [tokens, rows] and the rows x that entered."""
-    inputs = InputRows(tokens, weight.cols + -weight.cols % 4)
-    inputs.load(gaussian(tokens, weight.cols, 4))
+    program, inputs = _native.Program(tokens), InputRows(tokens, weight.cols + -weight.cols % 4)
+    inputs.load(program, gaussian(tokens, weight.cols, 4))
     out = np.full((tokens, weight.rows), np.nan, np.float32)
-    weight.multiply(inputs, out)
+    multiply(inputs, [(weight, out)])
+    run(program, tokens)
     return out, inputs
 
 
@@ -80,17 +87,11 @@ def test_outliers_take_the_place_of_signs() -> None:
     assert np.array_equal(weight.dense(), np.where(kept != 0, kept, signs))
 
 
-def group_of(weight: PlanesWeight) -> int:
-    """Columns that share a scale: a power of two of at least 16, or all."""
-    group = min(weight.transform.block, ACTIVATION_GROUP_MAX)
-    return group if group >= 16 else weight.cols
-
-
 @pytest.mark.parametrize("case", PLANES)
 def test_plane_products_equal_the_reference_on_the_same_int8_inputs(case: tuple[int, ...]) -> None:
     weight = planes(*case)
     out, inputs = product(weight)
-    group = group_of(weight)
+    group = activation_group(weight.cols)
     q, scale = reference.quantize_rows(weight.transform.inputs(inputs.x), group)
     expected = reference.planes_matmul(weight.integers(), weight.row_scale, q, scale)
     if weight.outliers is not None:
@@ -102,7 +103,7 @@ def test_plane_products_equal_the_reference_on_the_same_int8_inputs(case: tuple[
 def test_plane_products_differ_by_the_rounding_of_the_inputs_only(case: tuple[int, ...]) -> None:
     weight = planes(*case)
     out, inputs = product(weight)
-    group = group_of(weight)
+    group = activation_group(weight.cols)
     step = reference.quantize_rows(weight.transform.inputs(inputs.x), group)[1]
     rotated = np.abs(weight.integers() * weight.row_scale[:, None])
     bound = 0.5 * np.repeat(step, group, axis=1) @ rotated.T.astype(np.float64)
@@ -154,20 +155,28 @@ def assert_rows(weight: Weight) -> None:
 
 
 def test_inputs_are_packed_once_for_all_matrices_that_share_them() -> None:
-    inputs, transform = InputRows(4, 64), flat_transform(64)
-    inputs.load(gaussian(3, 64))
+    program, inputs, transform = _native.Program(4), InputRows(4, 64), flat_transform(64)
+    x = gaussian(4, 64)
+    inputs.load(program, x)
     packed = inputs.packed(transform)
-    assert packed.tokens == 3
+    steps = program.mark()
     assert inputs.packed(transform) is packed
-    first = quantized(inputs, transform)
-    inputs.load(gaussian(2, 64, 9))
-    assert not np.array_equal(quantized(inputs, transform), first[:2])
-    other = flat_transform(64, seed=2)
-    assert not np.array_equal(quantized(inputs, other), quantized(inputs, transform))
+    assert program.steps == steps == 1
+    run(program, 3)
+    assert packed.tokens == 3
+    expected = reference.quantize_rows(transform.inputs(x[:3]), 64)[0]
+    assert np.array_equal(quantized(packed), expected)
+    inputs.packed(flat_transform(64, seed=2))
+    assert program.steps == 2
+    inputs.load(program, x)
+    inputs.packed(transform)
+    program.mark()
+    assert program.steps == 2  # rows of one step: packed in the same pass
+    run(program, 2)
+    assert np.array_equal(quantized(packed), expected[:2])
 
 
-def quantized(inputs: InputRows, transform: InputTransform) -> npt.NDArray[np.int8]:
-    packed = inputs.packed(transform)
+def quantized(packed: _native.PackedRows) -> npt.NDArray[np.int8]:
     q = np.empty((packed.tokens, 64), np.int8)
     packed.quantized(q, np.empty((packed.tokens, 64 // packed.group), np.float32))
     return q

@@ -21,7 +21,7 @@ from loop_singular_bit.compress.pipeline import CalibrationOptions, calibration_
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import Batch, InputSite, Workspace, embed, run_layer
+from loop_singular_bit.engine.sweep import Batch, InputSite, Workspace, record_layer
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
 from loop_singular_bit.measure.default_text import default_text
@@ -91,10 +91,10 @@ def direct_moments(network: OriginalNetwork, tokens: Tokens) -> list[dict[InputS
         rotary = rotary_table(spec, cache.context)
         places = np.arange(length, dtype=np.int32)
         batch = Batch(sequence.copy(), np.zeros(length, np.int32), places)
-        x = embed(network, batch)
+        work.x[:] = network.embedding.read_rows(batch.ids)
         for index in range(spec.layers):
-            layer, kept = network.layer(index), cache.layers[index]
-            for site, inputs in run_layer(spec, layer, kept, rotary, batch, x, work):
+            program = record_layer(spec, network.layer(index), cache.layers[index], rotary, work)
+            for site, inputs in program.run_by_site(batch):
                 found[index][site].append(inputs.astype(np.float64))
     return found
 

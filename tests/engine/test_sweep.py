@@ -14,15 +14,14 @@ from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.runtime import Engine
 from loop_singular_bit.engine.sweep import (
     Batch,
+    Head,
     InputSite,
+    Sweep,
     Workspace,
-    embed,
-    logits,
-    run_layer,
-    sweep,
+    head_bytes,
+    record_layer,
     workspace_bytes,
 )
 from loop_singular_bit.models.spec import ModelSpec
@@ -41,6 +40,7 @@ class Altered:
         self.final_norm = network.final_norm
         self.embedding = network.embedding
         self.head = network.head
+        self.resident = network.resident
 
     def layer(self, index: int) -> LayerWeights:
         return self._network.layer(index)
@@ -75,15 +75,14 @@ class Rows:
     """Sweeps and their logits over one cache."""
 
     def __init__(self, network: Network, slots: int = 1, rows_max: int = 64) -> None:
-        self.network = network
         self.cache = KVCache(network.spec, slots, 64)
         self.rotary = rotary_table(network.spec, 64)
-        self.work = Workspace(network.spec, rows_max)
+        self.sweep = Sweep(network, self.cache, self.rotary, rows_max)
+        self.head = Head(network, 5)
 
     def logits(self, ids: npt.NDArray[np.int64], slots: list[int], positions: list[int]) -> Floats:
         batch = Batch(ids, np.array(slots, np.int32), np.array(positions, np.int32))
-        x = sweep(self.network, self.cache, self.rotary, batch, self.work)
-        return logits(self.network, x, self.work)
+        return self.head.logits(self.sweep.hidden(batch))
 
     def chunks(self, ids: npt.NDArray[np.int64], size: int, slot: int = 0) -> Floats:
         starts = range(0, len(ids), size)
@@ -168,35 +167,58 @@ def test_later_tokens_do_not_change_earlier_logits(network: Network) -> None:
     assert np.array_equal(Rows(network).chunks(IDS[:20], 20), whole[:20])
 
 
-def test_run_layer_yields_what_enters_each_group_of_matrices(raw: Network) -> None:
+def test_a_layer_is_what_its_definition_says(raw: Network) -> None:
     spec, rows = raw.spec, Rows(raw)
     batch = Batch(IDS[:8], np.zeros(8, np.int32), np.arange(8, dtype=np.int32))
-    x = embed(raw, batch)
-    before, layer = x.copy(), raw.layer(0)
-    steps = run_layer(spec, layer, rows.cache.layers[0], rows.rotary, batch, x, rows.work)
-    seen = {site: inputs.copy() for site, inputs in steps}
+    before, layer, work = raw.embedding.read_rows(batch.ids), raw.layer(0), Workspace(spec, 9)
+    work.x[:8] = before
+    program = record_layer(spec, layer, rows.cache.layers[0], rows.rotary, work)
+    seen = {site: inputs.copy() for site, inputs in program.run_by_site(batch)}
     assert list(seen) == list(InputSite)
     attended = before + seen[InputSite.OUTPUT] @ layer.o.dense().T
     gate = seen[InputSite.MLP] @ layer.gate.dense().T
     up = seen[InputSite.MLP] @ layer.up.dense().T
     down = gate / (1 + np.exp(-gate)) * up
     assert np.allclose(seen[InputSite.DOWN], down, atol=1e-5)
-    assert np.allclose(x, attended + down @ layer.down.dense().T, atol=1e-5)
+    assert np.allclose(work.x[:8], attended + down @ layer.down.dense().T, atol=1e-5)
     scale = np.sqrt((before**2).mean(axis=1, keepdims=True) + spec.norm_eps)
     assert np.allclose(seen[InputSite.ATTENTION], before / scale * layer.attn_norm, atol=1e-5)
 
 
-def test_logits_go_where_they_are_asked_to(network: Network) -> None:
-    engine = Engine(network, 1, 16, 16)
-    x = engine.hidden(IDS[:4].tolist(), 0, 0)
-    out = np.empty((4, network.spec.vocab), np.float32)
-    work = Workspace(network.spec, 4)
-    assert logits(network, x, work, out) is out
-    assert np.array_equal(out, engine.logits(x))
+def test_a_layer_run_by_site_is_the_layer(network: Network) -> None:
+    batch = Batch(IDS[:8], np.zeros(8, np.int32), np.arange(8, dtype=np.int32))
+    found = []
+    for by_site in (False, True):
+        rows, work = Rows(network), Workspace(network.spec, 8)
+        work.x[:] = network.embedding.read_rows(batch.ids)
+        program = record_layer(
+            network.spec, network.layer(0), rows.cache.layers[0], rows.rotary, work
+        )
+        if by_site:
+            assert len(list(program.run_by_site(batch))) == len(InputSite)
+        else:
+            program.run(batch)
+        found.append(work.x.copy())
+    assert np.array_equal(*found)
 
 
-def test_workspace_bytes_are_those_of_its_buffers(raw: Network) -> None:
-    work = Workspace(raw.spec, 10)
-    arrays = (work.normed, work.delta, work.q, work.attended, work.k, work.v, work.gate, work.up)
-    inner = raw.spec.hidden + raw.spec.query_width + raw.spec.intermediate
-    assert workspace_bytes(raw.spec, 10) == sum(a.nbytes for a in arrays) + 10 * 5 * inner
+def test_logits_are_the_head_of_normed_states(raw: Network) -> None:
+    x = np.random.default_rng(3).standard_normal((7, raw.spec.hidden)).astype(np.float32)
+    scale = np.sqrt((x**2).mean(axis=1, keepdims=True) + raw.spec.norm_eps)
+    expected = (x / scale * raw.final_norm) @ raw.head.dense().T
+    assert np.allclose(Head(raw, 3).logits(x), expected, atol=1e-4)
+
+
+def test_logits_do_not_depend_on_how_many_rows_share_a_pass(network: Network) -> None:
+    x = np.random.default_rng(3).standard_normal((7, network.spec.hidden)).astype(np.float32)
+    assert np.array_equal(Head(network, 3).logits(x), Head(network, 7).logits(x))
+
+
+def test_bytes_are_those_of_the_buffers(raw: Network) -> None:
+    work, spec = Workspace(raw.spec, 10), raw.spec
+    floats = sum(a.nbytes for a in vars(work).values() if isinstance(a, np.ndarray))
+    packed = 10 * (spec.hidden + spec.query_width + spec.intermediate)
+    assert workspace_bytes(spec, 10) == floats + packed
+    head = Head(raw, 10)
+    floats = sum(a.nbytes for a in vars(head).values() if isinstance(a, np.ndarray))
+    assert head_bytes(spec, 10) == floats - 40 + 10 * spec.hidden  # 40: where the rows stand

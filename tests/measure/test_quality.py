@@ -29,6 +29,7 @@ class WithHead:
         self.spec: ModelSpec = network.spec
         self.final_norm = network.final_norm
         self.embedding = network.embedding
+        self.resident = network.resident
         self.head: Weight = DenseWeight(DenseKind.F32, head.shape[1], head)
 
     def layer(self, index: int) -> LayerWeights:

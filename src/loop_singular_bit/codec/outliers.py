@@ -33,10 +33,15 @@ class Outliers:
     def count(self) -> int:
         return len(self.values)
 
-    def add_product(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-        """out [T, rows] += S x for x [T, cols]."""
+    def add_product(
+        self,
+        program: _native.Program,
+        x: npt.NDArray[np.float32],
+        out: npt.NDArray[np.float32],
+    ) -> None:
+        """Records out [rows_max, rows] += S x for x [rows_max, cols]."""
         kind = int(DenseKind[self.dtype.upper()])
-        _native.sparse_matmul(self.counts, self.index, self.values, kind, x, out)
+        program.sparse_matmul(self.counts, self.index, self.values, kind, x, out)
 
     def columns(self) -> npt.NDArray[np.int64]:
         """Column of every outlier, row after row."""

@@ -23,6 +23,13 @@ ACTIVATION_GROUP_MAX = 256  # columns that share one int8 scale
 STRIP = 16  # columns that the kernels take at once: a group is whole strips, or all columns
 
 
+def activation_group(cols: int) -> int:
+    """Columns that share an int8 scale: the most that divide `cols` into groups of whole strips, at
+    most ACTIVATION_GROUP_MAX; all columns where there are no such groups."""
+    groups = range(ACTIVATION_GROUP_MAX, 0, -STRIP)
+    return next((group for group in groups if cols % group == 0), cols)
+
+
 def power_of_two_factor(cols: int) -> int:
     """Largest power of two that divides `cols`."""
     return cols & -cols
@@ -78,24 +85,28 @@ class InputTransform:
     def _weight_scale(self) -> Floats:
         return (random_signs(self.cols, self.seed) / self.channel_scale).astype(np.float32)
 
-    def _apply(self, x: Floats, scale: Floats, inverse: bool, out: Floats | None) -> Floats:
-        out = np.empty_like(x) if out is None else out
+    def _apply(self, x: Floats, scale: Floats, inverse: bool) -> Floats:
+        out = np.empty_like(x)
         _native.rotate(x, scale, self.block, self.mix, inverse, out)
         return out
 
-    def inputs(self, x: Floats, out: Floats | None = None) -> Floats:
+    def inputs(self, x: Floats) -> Floats:
         """V (s_in x) of rows x [T, cols]."""
-        return self._apply(x, self._input_scale, False, out)
+        return self._apply(x, self._input_scale, False)
+
+    def pack(self, program: _native.Program, x: Floats, packed: _native.PackedRows) -> None:
+        """Records packed = V (s_in x), rounded to int8."""
+        program.pack(x, self._input_scale, self.block, self.mix, packed)
 
     def weights(self, W: Floats) -> Floats:
         """W diag(1/s_in) V^T of W [rows, cols]."""
-        return self._apply(W, self._weight_scale, False, None)
+        return self._apply(W, self._weight_scale, False)
 
     def restore_weights(self, Q: Floats) -> Floats:
         """Q V diag(s_in): the inverse of `weights`."""
-        return self._apply(Q, self._input_scale, True, None)
+        return self._apply(Q, self._input_scale, True)
 
     def hessian(self, H: Floats) -> Floats:
         """V diag(s_in) H diag(s_in) V^T of a symmetric H [cols, cols]."""
-        half = np.ascontiguousarray(self._apply(H, self._input_scale, False, None).T)
-        return self._apply(half, self._input_scale, False, None)
+        half = np.ascontiguousarray(self._apply(H, self._input_scale, False).T)
+        return self._apply(half, self._input_scale, False)

@@ -6,6 +6,7 @@ PlanesWeight   outliers plus looped one-bit trellis planes on rotated inputs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,45 +16,40 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.outliers import Outliers
-from loop_singular_bit.codec.rotation import (
-    ACTIVATION_GROUP_MAX,
-    STRIP,
-    InputTransform,
-    power_of_two_factor,
-)
+from loop_singular_bit.codec.rotation import InputTransform, activation_group
 from loop_singular_bit.codec.tables import native_tables
 
 Floats = npt.NDArray[np.float32]
 
 
 class InputRows:
-    """The rows that enter one or more matrices: as they are, and rotated to int8 once for all."""
+    """Rows that enter one or more matrices of a program: as they are, and rotated to int8 once for
+    all matrices that share a rotation."""
 
     def __init__(self, rows_max: int, cols: int) -> None:
-        self.rows_max = rows_max
-        self._x = np.empty((0, cols), np.float32)
-        self._rotated = np.empty((rows_max, cols), np.float32)
-        group = min(power_of_two_factor(cols), ACTIVATION_GROUP_MAX)
-        group = group if group % STRIP == 0 else cols
-        self._packed = _native.PackedRows(rows_max, cols, group)
+        self._packed = _native.PackedRows(rows_max, cols, activation_group(cols))
         self._packed_for: InputTransform | None = None
 
-    @property
-    def x(self) -> Floats:
-        """float32 [T, cols]."""
-        return self._x
-
-    def load(self, x: Floats) -> None:
-        """Takes rows x [T, cols], T <= rows_max; x must stay as it is until the next load."""
-        self._x = x
+    def load(self, program: _native.Program, x: Floats) -> None:
+        """What is recorded from now on reads x [rows_max, cols]."""
+        self.program, self.x = program, x
         self._packed_for = None
 
     def packed(self, transform: InputTransform) -> _native.PackedRows:
         """The rows as `transform` wants them."""
         if self._packed_for is not transform:
-            self._packed.pack(transform.inputs(self._x, self._rotated[: len(self._x)]))
+            transform.pack(self.program, self.x, self._packed)
             self._packed_for = transform
         return self._packed
+
+
+def multiply(inputs: InputRows, products: Sequence[tuple[Weight, Floats]]) -> None:
+    """Records out [rows_max, rows] = x W^T for several matrices that read the same inputs."""
+    for weight, out in products:
+        weight.multiply(inputs, out)
+    for weight, out in products:
+        if weight.correction is not None:
+            weight.correction.add_product(inputs.program, inputs.x, out)
 
 
 _DENSE_BITS = {
@@ -82,13 +78,11 @@ class DenseWeight:
         return _DENSE_BITS[self.kind]
 
     def multiply(self, inputs: InputRows, out: Floats) -> None:
-        """out [T, rows] = x W^T."""
-        _native.dense_matmul(int(self.kind), self.data, self.scale, inputs.x, out)
-        if self._correction is not None:
-            self._correction.add_product(inputs.x, out)
+        """Records out = x W^T, `correction` left out."""
+        inputs.program.dense_matmul(int(self.kind), self.data, self.scale, inputs.x, out)
 
     @cached_property
-    def _correction(self) -> Outliers | None:
+    def correction(self) -> Outliers | None:
         """What turns the sign at an outlier's place into the outlier."""
         if self.outliers is None:
             return None
@@ -154,10 +148,14 @@ class PlanesWeight:
         return list(self.streams), self.rows, self.cols, self.tile_rows, tables
 
     def multiply(self, inputs: InputRows, out: Floats) -> None:
-        """out [T, rows] = x W^T."""
-        _native.planes_matmul(*self._arguments, self.row_scale, inputs.packed(self.transform), out)
-        if self.outliers is not None:
-            self.outliers.add_product(inputs.x, out)
+        """Records out = x W^T, `correction` left out."""
+        packed = inputs.packed(self.transform)
+        inputs.program.planes_matmul(*self._arguments, self.row_scale, packed, out)
+
+    @property
+    def correction(self) -> Outliers | None:
+        """What is added to the product of the planes."""
+        return self.outliers
 
     def integers(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int16]:
         """Decoded integer weights of rows [start, stop), in the rotated basis."""

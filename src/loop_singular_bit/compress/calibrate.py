@@ -18,12 +18,11 @@ from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import rotary_table
 from loop_singular_bit.engine.sweep import (
     Batch,
+    Head,
     InputSite,
+    Sweep,
     Workspace,
-    embed,
-    logits,
-    run_layer,
-    sweep,
+    record_layer,
 )
 from loop_singular_bit.models.spec import ModelSpec
 
@@ -83,15 +82,14 @@ def sample_sequences(
     spec = network.spec
     cache = KVCache(spec, sequences, length)
     rotary = rotary_table(spec, cache.context)
-    work = Workspace(spec, sequences)
+    sweep, head = Sweep(network, cache, rotary, sequences), Head(network, sequences)
     ids = np.empty((sequences, length), np.int64)
     ids[:, 0] = start_id
     slots = np.arange(sequences, dtype=np.int32)
     for position in range(length - 1):
         places = np.full(sequences, position, np.int32)
-        x = sweep(network, cache, rotary, Batch(ids[:, position].copy(), slots, places), work)
-        scores = logits(network, x, work)
-        ids[:, position + 1] = _draw(scores, seed, position)
+        x = sweep.hidden(Batch(ids[:, position].copy(), slots, places))
+        ids[:, position + 1] = _draw(head.logits(x), seed, position)
         progress(position + 1, length - 1)
     return ids
 
@@ -130,14 +128,17 @@ def statistics(network: Network, tokens: Tokens) -> Iterator[LayerStatistics | H
     work = Workspace(spec, rows_max)
     x = np.empty((sequences * length, spec.hidden), np.float32)
     for rows, batch in _chunks(tokens):
-        x[rows] = embed(network, batch)
+        x[rows] = network.embedding.read_rows(batch.ids)
     for index in range(spec.layers):
         layer = network.layer(index)
         grams = {site: _Gram(_width(spec, site)) for site in InputSite}
+        program = record_layer(spec, layer, cache.layers[0], rotary, work)
         for rows, batch in _chunks(tokens):
-            steps = run_layer(spec, layer, cache.layers[0], rotary, batch, x[rows], work)
-            for site, inputs in steps:
+            hidden = work.x[: len(batch.ids)]
+            hidden[:] = x[rows]
+            for site, inputs in program.run_by_site(batch):
                 grams[site].add(inputs)
+            x[rows] = hidden
         yield LayerStatistics(index, layer, {site: gram.mean() for site, gram in grams.items()})
     gram = _Gram(spec.hidden)
     for rows, _batch in _chunks(tokens):

@@ -48,6 +48,10 @@ class OriginalNetwork:
     def spec(self) -> ModelSpec:
         return self._source.spec
 
+    @property
+    def resident(self) -> bool:
+        return self._resident_layers >= self.spec.layers
+
     @cached_property
     def final_norm(self) -> Floats:
         return self._vector(self._top[Role.FINAL_NORM])

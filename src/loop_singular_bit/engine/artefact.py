@@ -68,6 +68,8 @@ def check_records(reader: ContainerReader, spec: ModelSpec) -> None:
 class ArtefactNetwork:
     """The weights of an artefact, read on demand; `layer` reads anew on each call."""
 
+    resident = False
+
     def __init__(self, directory: Path) -> None:
         self.spec = read_spec(directory)
         with ExitStack() as stack:
@@ -137,6 +139,8 @@ class ArtefactNetwork:
 
 class ResidentNetwork(ArtefactNetwork):
     """Everything in memory."""
+
+    resident = True
 
     def _load(self) -> None:
         self._layers = [super(ResidentNetwork, self).layer(i) for i in range(self.spec.layers)]

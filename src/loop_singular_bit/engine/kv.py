@@ -11,7 +11,6 @@ from loop_singular_bit import _native
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int32]
 
 POSITION_BLOCK = 16  # positions whose keys lie side by side, one for each vector lane
 
@@ -29,21 +28,15 @@ class LayerCache:
     keys: npt.NDArray[np.uint16]
     values: npt.NDArray[np.uint16]
 
-    def store(self, k: Floats, v: Floats, slots: Places, positions: Places) -> None:
-        """Puts rows k, v [N, kv_heads * head_dim] in their places."""
-        _native.store_kv(self.keys, self.values, k, v, slots, positions)
+    def store(self, program: _native.Program, k: Floats, v: Floats) -> None:
+        """Records: rows k, v [rows_max, kv_heads * head_dim] go to their places."""
+        program.store_kv(self.keys, self.values, k, v)
 
     def attend(
-        self,
-        q: Floats,
-        heads: int,
-        slots: Places,
-        positions: Places,
-        window: int | None,
-        out: Floats,
+        self, program: _native.Program, q: Floats, heads: int, window: int | None, out: Floats
     ) -> None:
-        """out [N, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal, per row's slot."""
-        _native.attend(self.keys, self.values, q, heads, slots, positions, window or 0, out)
+        """Records out [rows_max, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal."""
+        program.attend(self.keys, self.values, q, heads, window or 0, out)
 
 
 class KVCache:

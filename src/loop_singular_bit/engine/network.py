@@ -49,6 +49,11 @@ class Network(Protocol):
         """The embedding itself where it is tied."""
         ...
 
+    @property
+    def resident(self) -> bool:
+        """Whether every layer stays in memory, so that it need not be asked for again."""
+        ...
+
     def layer(self, index: int) -> LayerWeights:
         """Weights of one layer, valid until the next call."""
         ...

@@ -20,9 +20,9 @@ class RotaryTable:
     cosine: Floats
     sine: Floats
 
-    def rotate(self, x: Floats, positions: npt.NDArray[np.int32], head_dim: int) -> None:
-        """Turns every head of rows x [N, heads * head_dim] in place."""
-        _native.rope(x, self.cosine, self.sine, positions, head_dim)
+    def rotate(self, program: _native.Program, x: Floats, head_dim: int) -> None:
+        """Records: every head of rows x [rows_max, heads * head_dim] is turned in place."""
+        program.rope(x, self.cosine, self.sine, head_dim)
 
 
 def rotary_table(spec: ModelSpec, context: int) -> RotaryTable:

@@ -25,7 +25,7 @@ from loop_singular_bit.engine.artefact import (
 from loop_singular_bit.engine.kv import KVCache, cache_bytes
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import Batch, Workspace, logits, sweep, workspace_bytes
+from loop_singular_bit.engine.sweep import Batch, Head, Sweep, head_bytes, workspace_bytes
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
 from loop_singular_bit.models.spec import ModelSpec
@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float32]
 
 CONTEXT_DEFAULT = 2048
 PREFILL_ROWS_MAX = 256  # rows of one sweep: enough to spread the decoding of a weight
+HEAD_ROWS_MAX = 16  # rows whose logits are computed together
 # Peak resident sets of fresh processes on Linux x86-64 with Python 3.11: interpreter, numpy
 # and this package after the first tokens 47 MB, chat template and command line 7 MB more; the
 # tokenizer of 49152 tokens 35 MB that later allocations do not take over.
@@ -55,22 +56,24 @@ class Engine:
         self.network = network
         self.context = context
         self.cache = KVCache(network.spec, slots, context)
-        self._rotary = rotary_table(network.spec, self.cache.context)
-        self._work = Workspace(network.spec, rows_max)
+        rotary = rotary_table(network.spec, self.cache.context)
+        self._sweep = Sweep(network, self.cache, rotary, rows_max)
+        self._head = Head(network, min(HEAD_ROWS_MAX, rows_max))
 
     def hidden(self, ids: Sequence[int], slot: int, position: int) -> Floats:
         """Final hidden states [N, hidden] of N more tokens of a sequence, in sweeps of rows_max."""
         parts = []
-        for start in range(0, len(ids), self._work.rows_max):
-            part = np.asarray(ids[start : start + self._work.rows_max], np.int64)
+        for start in range(0, len(ids), self._sweep.rows_max):
+            part = np.asarray(ids[start : start + self._sweep.rows_max], np.int64)
             places = np.arange(len(part), dtype=np.int32) + np.int32(position + start)
-            batch = Batch(part, np.full(len(part), slot, np.int32), places)
-            parts.append(sweep(self.network, self.cache, self._rotary, batch, self._work))
+            parts.append(
+                self._sweep.hidden(Batch(part, np.full(len(part), slot, np.int32), places))
+            )
         return np.concatenate(parts)
 
     def logits(self, x: Floats) -> Floats:
-        """float32 [N, vocab] of hidden states, N <= rows_max."""
-        return logits(self.network, x, self._work)
+        """float32 [N, vocab] of hidden states [N, hidden]."""
+        return self._head.logits(x)
 
 
 class SlotSession:
@@ -164,7 +167,9 @@ def memory_plan(
     ledger.reserve("layers", layers)
     ledger.reserve("kv", cache_bytes(spec, sequences, context))
     rows = min(PREFILL_ROWS_MAX, context)
-    ledger.reserve("activations", workspace_bytes(spec, rows) + 8 * spec.vocab)
+    ledger.reserve(
+        "activations", workspace_bytes(spec, rows) + head_bytes(spec, min(rows, HEAD_ROWS_MAX))
+    )
     ledger.reserve("rotary", 4 * context * spec.head_dim)
     return ledger
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
-from loop_singular_bit.codec.weights import InputRows, Weight
+from loop_singular_bit.codec.weights import InputRows, multiply
 from loop_singular_bit.engine.kv import KVCache, LayerCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import RotaryTable
@@ -41,14 +41,14 @@ class InputSite(Enum):
 
 
 class Workspace:
-    """Activation buffers for up to `rows_max` rows, made once."""
+    """Activation buffers for up to `rows_max` rows, made once. x holds the hidden states."""
 
     def __init__(self, spec: ModelSpec, rows_max: int) -> None:
         def floats(width: int) -> Floats:
             return np.empty((rows_max, width), np.float32)
 
         self.rows_max = rows_max
-        self.normed, self.delta = floats(spec.hidden), floats(spec.hidden)
+        self.x, self.normed, self.delta = (floats(spec.hidden) for _ in range(3))
         self.q, self.attended = floats(spec.query_width), floats(spec.query_width)
         self.k, self.v = floats(spec.kv_width), floats(spec.kv_width)
         self.gate, self.up = floats(spec.intermediate), floats(spec.intermediate)
@@ -58,83 +58,131 @@ class Workspace:
 
 
 def workspace_bytes(spec: ModelSpec, rows_max: int) -> int:
-    """Bytes a Workspace takes: float32 buffers, and rotated float32 + int8 inputs."""
-    buffers = 2 * spec.hidden + 2 * spec.query_width + 2 * spec.kv_width + 2 * spec.intermediate
+    """Bytes a Workspace takes: float32 buffers, and int8 inputs."""
+    buffers = 3 * spec.hidden + 2 * spec.query_width + 2 * spec.kv_width + 2 * spec.intermediate
     inputs = spec.hidden + spec.query_width + spec.intermediate
-    return rows_max * (4 * buffers + 5 * inputs)
+    return rows_max * (4 * buffers + inputs)
 
 
-def sweep(
-    network: Network, cache: KVCache, rotary: RotaryTable, batch: Batch, work: Workspace
-) -> Floats:
-    """Final hidden states [N, hidden] of a batch; its keys and values are left in the cache."""
-    x = embed(network, batch)
-    for index in range(network.spec.layers):
-        layer = network.layer(index)
-        for _site, _inputs in run_layer(
-            network.spec, layer, cache.layers[index], rotary, batch, x, work
-        ):
-            pass
-    return x
+@dataclass(frozen=True)
+class LayerProgram:
+    """The recorded operations of one layer.
+
+    stops  what enters the matrices of a site, and how many steps fill it
+    """
+
+    program: _native.Program
+    stops: tuple[tuple[InputSite, Floats, int], ...]
+
+    def run(self, batch: Batch) -> None:
+        """Adds the layer to the first N rows of the workspace's x."""
+        self.program.run(batch.slots, batch.positions, 0, self.program.steps)
+
+    def run_by_site(self, batch: Batch) -> Iterator[tuple[InputSite, Floats]]:
+        """The same, pausing where a site's inputs [N, cols] are there."""
+        begin = 0
+        for site, inputs, end in self.stops:
+            self.program.run(batch.slots, batch.positions, begin, end)
+            yield site, inputs[: len(batch.ids)]
+            begin = end
+        self.program.run(batch.slots, batch.positions, begin, self.program.steps)
 
 
-def embed(network: Network, batch: Batch) -> Floats:
-    """Embedding rows [N, hidden] of a batch."""
-    return network.embedding.read_rows(batch.ids)
+def record_layer(
+    spec: ModelSpec, layer: LayerWeights, cache: LayerCache, rotary: RotaryTable, work: Workspace
+) -> LayerProgram:
+    """The whole of one transformer block, in the order it runs."""
+    program = _native.Program(work.rows_max)
+    stops: list[tuple[InputSite, Floats, int]] = []
 
+    def enter(site: InputSite, inputs: Floats, rows: InputRows) -> InputRows:
+        stops.append((site, inputs, program.mark()))
+        rows.load(program, inputs)
+        return rows
 
-def run_layer(
-    spec: ModelSpec,
-    layer: LayerWeights,
-    cache: LayerCache,
-    rotary: RotaryTable,
-    batch: Batch,
-    x: Floats,
-    work: Workspace,
-) -> Iterator[tuple[InputSite, Floats]]:
-    """Adds one block to x [N, hidden] in place; yields what enters its matrices (calibration)."""
-    n = len(x)
-    normed, delta = work.normed[:n], work.delta[:n]
-    q, k, v, attended = work.q[:n], work.k[:n], work.v[:n], work.attended[:n]
-    gate, up = work.gate[:n], work.up[:n]
-
-    _native.rms_norm(x, layer.attn_norm, spec.norm_eps, normed)
-    work.hidden_rows.load(normed)
-    yield InputSite.ATTENTION, normed
-    for weight, bias, out in (
-        (layer.q, layer.q_bias, q), (layer.k, layer.k_bias, k), (layer.v, layer.v_bias, v)
-    ):  # fmt: skip
-        weight.multiply(work.hidden_rows, out)
+    program.rms_norm(work.x, layer.attn_norm, spec.norm_eps, work.normed)
+    rows = enter(InputSite.ATTENTION, work.normed, work.hidden_rows)
+    multiply(rows, [(layer.q, work.q), (layer.k, work.k), (layer.v, work.v)])
+    for bias, out in (layer.q_bias, work.q), (layer.k_bias, work.k), (layer.v_bias, work.v):
         if bias is not None:
-            out += bias
-    rotary.rotate(q, batch.positions, spec.head_dim)
-    rotary.rotate(k, batch.positions, spec.head_dim)
-    cache.store(k, v, batch.slots, batch.positions)
-    cache.attend(q, spec.heads, batch.slots, batch.positions, spec.sliding_window, attended)
-    work.query_rows.load(attended)
-    yield InputSite.OUTPUT, attended
-    layer.o.multiply(work.query_rows, delta)
-    x += delta
+            program.add_bias(bias, out)
+    rotary.rotate(program, work.q, spec.head_dim)
+    rotary.rotate(program, work.k, spec.head_dim)
+    cache.store(program, work.k, work.v)
+    cache.attend(program, work.q, spec.heads, spec.sliding_window, work.attended)
+    rows = enter(InputSite.OUTPUT, work.attended, work.query_rows)
+    multiply(rows, [(layer.o, work.delta)])
+    program.add(work.delta, work.x)
 
-    _native.rms_norm(x, layer.mlp_norm, spec.norm_eps, normed)
-    work.hidden_rows.load(normed)
-    yield InputSite.MLP, normed
-    layer.gate.multiply(work.hidden_rows, gate)
-    layer.up.multiply(work.hidden_rows, up)
-    _native.swiglu(gate, up, gate)
-    work.inner_rows.load(gate)
-    yield InputSite.DOWN, gate
-    layer.down.multiply(work.inner_rows, delta)
-    x += delta
+    program.rms_norm(work.x, layer.mlp_norm, spec.norm_eps, work.normed)
+    rows = enter(InputSite.MLP, work.normed, work.hidden_rows)
+    multiply(rows, [(layer.gate, work.gate), (layer.up, work.up)])
+    program.swiglu(work.gate, work.up, work.gate)
+    rows = enter(InputSite.DOWN, work.gate, work.inner_rows)
+    multiply(rows, [(layer.down, work.delta)])
+    program.add(work.delta, work.x)
+    return LayerProgram(program, tuple(stops))
 
 
-def logits(network: Network, x: Floats, work: Workspace, out: Floats | None = None) -> Floats:
-    """float32 [N, vocab] of final hidden states x [N, hidden], N <= work.rows_max."""
-    normed = work.normed[: len(x)]
-    _native.rms_norm(np.ascontiguousarray(x), network.final_norm, network.spec.norm_eps, normed)
-    work.hidden_rows.load(normed)
-    head: Weight = network.head
-    if out is None:
-        out = np.empty((len(x), head.rows), np.float32)
-    head.multiply(work.hidden_rows, out)
-    return out
+class Sweep:
+    """Passes batches of up to `rows_max` rows through a network; keys and values are left in the
+    cache."""
+
+    def __init__(
+        self, network: Network, cache: KVCache, rotary: RotaryTable, rows_max: int
+    ) -> None:
+        self.network, self.rows_max = network, rows_max
+        self._cache, self._rotary = cache, rotary
+        self._work = Workspace(network.spec, rows_max)
+        self._programs: dict[int, LayerProgram] = {}
+
+    def hidden(self, batch: Batch) -> Floats:
+        """Final hidden states [N, hidden]."""
+        x = self._work.x[: len(batch.ids)]
+        x[:] = self.network.embedding.read_rows(batch.ids)
+        for index in range(self.network.spec.layers):
+            self._program(index).run(batch)
+        return x.copy()
+
+    def _program(self, index: int) -> LayerProgram:
+        """Recorded anew when the weights were read anew."""
+        if index in self._programs:
+            return self._programs[index]
+        network, layer = self.network, self.network.layer(index)
+        program = record_layer(
+            network.spec, layer, self._cache.layers[index], self._rotary, self._work
+        )
+        if network.resident:
+            self._programs[index] = program
+        return program
+
+
+class Head:
+    """The final norm and the vocabulary's logits, `rows_max` rows at a time."""
+
+    def __init__(self, network: Network, rows_max: int) -> None:
+        spec, self._rows_max = network.spec, rows_max
+        self._x, self.normed = (np.empty((rows_max, spec.hidden), np.float32) for _ in range(2))
+        self._out = np.empty((rows_max, spec.vocab), np.float32)
+        self._program = _native.Program(rows_max)
+        self._program.rms_norm(self._x, network.final_norm, spec.norm_eps, self.normed)
+        rows = InputRows(rows_max, spec.hidden)
+        rows.load(self._program, self.normed)
+        multiply(rows, [(network.head, self._out)])
+        self._nowhere = np.zeros(rows_max, np.int32)
+
+    def logits(self, x: Floats) -> Floats:
+        """float32 [N, vocab] of final hidden states x [N, hidden]."""
+        out = np.empty((len(x), self._out.shape[1]), np.float32)
+        for start in range(0, len(x), self._rows_max):
+            count = len(part := x[start : start + self._rows_max])
+            self._x[:count] = part
+            places = self._nowhere[:count]
+            self._program.run(places, places, 0, self._program.steps)
+            out[start : start + count] = self._out[:count]
+        return out
+
+
+def head_bytes(spec: ModelSpec, rows_max: int) -> int:
+    """Bytes a Head takes."""
+    return rows_max * (9 * spec.hidden + 4 * spec.vocab)
