@@ -10,7 +10,6 @@ from codec_data import DTYPES, gaussian, random_outliers, stored_as
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import from_pattern
 from loop_singular_bit.codec.outliers import (
     COLS_MAX,
@@ -20,6 +19,7 @@ from loop_singular_bit.codec.outliers import (
     select,
     validate,
 )
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.errors import FormatError, UsageError
 
 Mask = npt.NDArray[np.bool_]
@@ -158,9 +158,9 @@ def test_products_add_to_what_is_there(dtype: str, share: float) -> None:
     assert found.index.dtype == (np.uint16 if share == 0.001 else np.uint8)
     x, out = gaussian(5, 1000, 1), gaussian(5, 600, 2)
     expected = out + x.astype(np.float64) @ found.dense(1000).T
-    program, places = _native.Program(5), np.zeros(5, np.int32)
+    program, places = Program(5), np.zeros(5, np.int32)
     found.add_product(program, x, out)
-    program.run(places, places, 0, program.steps)
+    program.run_steps(places, places)
     assert np.abs(out - expected).max() < 1e-3  # sums of 50 products of about 10
 
 

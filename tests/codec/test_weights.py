@@ -9,6 +9,7 @@ from loop_singular_bit import _native
 from loop_singular_bit.codec import reference
 from loop_singular_bit.codec.numbers import DenseKind
 from loop_singular_bit.codec.planes import PlaneOptions, encode
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.codec.rotation import activation_group
 from loop_singular_bit.codec.tables import table_set
 from loop_singular_bit.codec.weights import DenseWeight, InputRows, PlanesWeight, Weight, multiply
@@ -46,14 +47,14 @@ DENSE_IDS = [*(kind.name for kind in DenseKind), "outlier1", "outlier1-narrow"]
 PLANES = [(1,), (4,), (6,), (8,), (3, 64, 256), (2, 12), (3, 192, 32, 0.02), (2, 36)]
 
 
-def run(program: _native.Program, rows: int) -> None:
+def run(program: Program, rows: int) -> None:
     nowhere = np.zeros(rows, np.int32)
-    program.run(nowhere, nowhere, 0, program.steps)
+    program.run_steps(nowhere, nowhere)
 
 
 def product(weight: Weight, tokens: int = TOKENS) -> tuple[npt.NDArray[np.float32], InputRows]:
     """x W^T [tokens, rows] and the rows x that entered."""
-    program, inputs = _native.Program(tokens), InputRows(tokens, weight.cols + -weight.cols % 4)
+    program, inputs = Program(tokens), InputRows(tokens, weight.cols + -weight.cols % 4)
     inputs.load(program, gaussian(tokens, weight.cols, 4))
     out = np.full((tokens, weight.rows), np.nan, np.float32)
     multiply(inputs, [(weight, out)])
@@ -155,7 +156,7 @@ def assert_rows(weight: Weight) -> None:
 
 
 def test_inputs_are_packed_once_for_all_matrices_that_share_them() -> None:
-    program, inputs, transform = _native.Program(4), InputRows(4, 64), flat_transform(64)
+    program, inputs, transform = Program(4), InputRows(4, 64), flat_transform(64)
     x = gaussian(4, 64)
     inputs.load(program, x)
     packed = inputs.packed(transform)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.engine.artefact import read_spec
 from loop_singular_bit.engine.kv import KVCache, cache_bytes, round_context
 
@@ -38,10 +38,10 @@ def test_attention_over_stored_rows_is_the_softmax_of_their_scores(tiny_model: P
     k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))  # what the cache can hold
     slots, positions = np.full(n, 1, np.int32), np.arange(n, dtype=np.int32)
     layer = KVCache(spec, 2, 32).layers[1]
-    out, program = np.empty_like(q), _native.Program(n)
+    out, program = np.empty_like(q), Program(n)
     layer.store(program, k, v)
     layer.attend(program, q, heads, None, out)
-    program.run(slots, positions, 0, program.steps)
+    program.run_steps(slots, positions)
     keys = np.repeat(k.reshape(n, spec.kv_heads, width), heads // spec.kv_heads, axis=1)
     values = np.repeat(v.reshape(n, spec.kv_heads, width), heads // spec.kv_heads, axis=1)
     scores = np.einsum("qhd,khd->hqk", q.reshape(n, heads, width).astype(float), keys)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.engine.artefact import read_spec
 from loop_singular_bit.engine.rope import rotary_table
 from loop_singular_bit.models.spec import ModelSpec, RopeScaling
@@ -32,7 +32,7 @@ def test_rotation_pairs_the_halves_of_a_head(spec: ModelSpec) -> None:
     x = np.random.default_rng(0).standard_normal((3, 2 * spec.head_dim), np.float32)
     turned = x.copy()
     table, positions = rotary_table(spec, 32), np.array([0, 5, 31], np.int32)
-    program = _native.Program(3)
+    program = Program(3)
     table.rotate(program, turned, spec.head_dim)
     program.run(np.zeros(3, np.int32), positions, 0, program.steps)
     half = spec.head_dim // 2

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import DenseKind, from_pattern
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.errors import FormatError, UsageError
 
 SKIP = 255
@@ -35,7 +35,7 @@ class Outliers:
 
     def add_product(
         self,
-        program: _native.Program,
+        program: Program,
         x: npt.NDArray[np.float32],
         out: npt.NDArray[np.float32],
     ) -> None:

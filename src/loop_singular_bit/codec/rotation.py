@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 
 Floats = npt.NDArray[np.float32]
 
@@ -94,7 +95,7 @@ class InputTransform:
         """V (s_in x) of rows x [T, cols]."""
         return self._apply(x, self._input_scale, False)
 
-    def pack(self, program: _native.Program, x: Floats, packed: _native.PackedRows) -> None:
+    def pack(self, program: Program, x: Floats, packed: _native.PackedRows) -> None:
         """Records packed = V (s_in x), rounded to int8."""
         program.pack(x, self._input_scale, self.block, self.mix, packed)
 

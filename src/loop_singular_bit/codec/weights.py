@@ -16,6 +16,7 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.outliers import Outliers
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.codec.rotation import InputTransform, activation_group
 from loop_singular_bit.codec.tables import native_tables
 
@@ -30,7 +31,7 @@ class InputRows:
         self._packed = _native.PackedRows(rows_max, cols, activation_group(cols))
         self._packed_for: InputTransform | None = None
 
-    def load(self, program: _native.Program, x: Floats) -> None:
+    def load(self, program: Program, x: Floats) -> None:
         """What is recorded from now on reads x [rows_max, cols]."""
         self.program, self.x = program, x
         self._packed_for = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -28,12 +28,12 @@ class LayerCache:
     keys: npt.NDArray[np.uint16]
     values: npt.NDArray[np.uint16]
 
-    def store(self, program: _native.Program, k: Floats, v: Floats) -> None:
+    def store(self, program: Program, k: Floats, v: Floats) -> None:
         """Records: rows k, v [rows_max, kv_heads * head_dim] go to their places."""
         program.store_kv(self.keys, self.values, k, v)
 
     def attend(
-        self, program: _native.Program, q: Floats, heads: int, window: int | None, out: Floats
+        self, program: Program, q: Floats, heads: int, window: int | None, out: Floats
     ) -> None:
         """Records out [rows_max, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal."""
         program.attend(self.keys, self.values, q, heads, window or 0, out)

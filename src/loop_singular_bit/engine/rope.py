@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.models.spec import ModelSpec, RopeScaling
 
 Floats = npt.NDArray[np.float32]
@@ -20,7 +20,7 @@ class RotaryTable:
     cosine: Floats
     sine: Floats
 
-    def rotate(self, program: _native.Program, x: Floats, head_dim: int) -> None:
+    def rotate(self, program: Program, x: Floats, head_dim: int) -> None:
         """Records: every head of rows x [rows_max, heads * head_dim] is turned in place."""
         program.rope(x, self.cosine, self.sine, head_dim)
 

@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
+from loop_singular_bit.codec.program import Program
 from loop_singular_bit.codec.weights import InputRows, multiply
 from loop_singular_bit.engine.kv import KVCache, LayerCache
 from loop_singular_bit.engine.network import LayerWeights, Network
@@ -71,28 +71,28 @@ class LayerProgram:
     stops  what enters the matrices of a site, and how many steps fill it
     """
 
-    program: _native.Program
+    program: Program
     stops: tuple[tuple[InputSite, Floats, int], ...]
 
     def run(self, batch: Batch) -> None:
         """Adds the layer to the first N rows of the workspace's x."""
-        self.program.run(batch.slots, batch.positions, 0, self.program.steps)
+        self.program.run_steps(batch.slots, batch.positions)
 
     def run_by_site(self, batch: Batch) -> Iterator[tuple[InputSite, Floats]]:
         """The same, pausing where a site's inputs [N, cols] are there."""
         begin = 0
         for site, inputs, end in self.stops:
-            self.program.run(batch.slots, batch.positions, begin, end)
+            self.program.run_steps(batch.slots, batch.positions, begin, end)
             yield site, inputs[: len(batch.ids)]
             begin = end
-        self.program.run(batch.slots, batch.positions, begin, self.program.steps)
+        self.program.run_steps(batch.slots, batch.positions, begin)
 
 
 def record_layer(
     spec: ModelSpec, layer: LayerWeights, cache: LayerCache, rotary: RotaryTable, work: Workspace
 ) -> LayerProgram:
     """The whole of one transformer block, in the order it runs."""
-    program = _native.Program(work.rows_max)
+    program = Program(work.rows_max)
     stops: list[tuple[InputSite, Floats, int]] = []
 
     def enter(site: InputSite, inputs: Floats, rows: InputRows) -> InputRows:
@@ -164,7 +164,7 @@ class Head:
         spec, self._rows_max = network.spec, rows_max
         self._x, self.normed = (np.empty((rows_max, spec.hidden), np.float32) for _ in range(2))
         self._out = np.empty((rows_max, spec.vocab), np.float32)
-        self._program = _native.Program(rows_max)
+        self._program = Program(rows_max)
         self._program.rms_norm(self._x, network.final_norm, spec.norm_eps, self.normed)
         rows = InputRows(rows_max, spec.hidden)
         rows.load(self._program, self.normed)
@@ -178,7 +178,7 @@ class Head:
             count = len(part := x[start : start + self._rows_max])
             self._x[:count] = part
             places = self._nowhere[:count]
-            self._program.run(places, places, 0, self._program.steps)
+            self._program.run_steps(places, places)
             out[start : start + count] = self._out[:count]
         return out
 
