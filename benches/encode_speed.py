@@ -47,14 +47,14 @@ def main() -> None:
     transform = InputTransform(np.ones(cols, np.float32), 1)
     H = damped(transform.hessian((x.T @ x) / len(x)), 0.01)
     panels = feedback_panels(H, 4)
-    streams = [np.zeros(_native.stream_bytes(rows, cols, 256), np.uint8) for _ in range(PLANES)]
+    extents = [np.zeros(PLANES * _native.plane_bytes(rows, cols), np.uint8)]
     decoded = np.empty((rows, cols), np.int16)
     target, tables = W * table_set(7).sigma, native_tables(7, PLANES)
     found = {}
     for threads in sorted({1, usable_cores()}):
         _native.set_threads(threads)
         native = median_seconds(
-            lambda: _native.encode(target, panels, tables, 256, 4, streams, decoded)
+            lambda: _native.encode(target, panels, tables, 256, 4, extents, decoded)
         )
         whole = median_seconds(
             lambda: encode(W, transform, PlaneOptions(PLANES), H=H, panels=feedback_panels(H, 4))

@@ -12,21 +12,29 @@ using namespace lsb;
 Geometry lsb::make_geometry(int64_t rows, int64_t cols, int tile_rows) {
   require(rows > 0 && cols > 0 && cols % kQuad == 0, "columns must be a multiple of 4");
   require(tile_rows >= kBlockRows && tile_rows % kBlockRows == 0, "tile rows must be a multiple of 32");
-  return {rows, cols, tile_rows};
+  return {{rows, cols}, tile_rows};
 }
 
-Planes lsb::make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols,
+// First byte of each tile: extents hold whole tiles one after another.
+template <typename T>
+static std::vector<T*> tiles_of(const std::vector<Array<T, 1>>& extents, const Geometry& geometry, int planes) {
+  std::vector<T*> tiles;
+  for (const auto& extent : extents)
+    for (int64_t at = 0, left = extent.size(); left;) {
+      require((int64_t)tiles.size() < geometry.tiles(), "extents hold more than the tiles of the matrix");
+      const int64_t nbytes = planes * geometry.tile(tiles.size()).plane_bytes();
+      require(nbytes <= left, "extents must hold whole tiles");
+      tiles.push_back(extent.data() + at);
+      at += nbytes, left -= nbytes;
+    }
+  require((int64_t)tiles.size() == geometry.tiles(), "extents hold less than the tiles of the matrix");
+  return tiles;
+}
+
+Planes lsb::make_planes(const std::vector<Array<const uint8_t, 1>>& extents, int64_t rows, int64_t cols,
                         int tile_rows, const PlaneTables& tables) {
   const Geometry geometry = make_geometry(rows, cols, tile_rows);
-  require(!streams.empty() && (int)streams.size() == tables.count, "one stream for each table");
-  Planes planes;
-  planes.geometry = geometry;
-  planes.tables = &tables;
-  for (const auto& s : streams) {
-    require((int64_t)s.size() == planes.geometry.stream_bytes(), "stream length disagrees with shape");
-    planes.streams.push_back(s.data());
-  }
-  return planes;
+  return {tiles_of(extents, geometry, tables.count), geometry, &tables};
 }
 
 static uint32_t py_crc32c(nb::object buffer, uint32_t seed) {
@@ -172,30 +180,22 @@ static void py_pack_panels(Floats<2> x, FloatsOut<3> panels) {
 }
 
 static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const PlaneTables& tables, int tile_rows,
-                      int block, std::vector<Array<uint8_t, 1>> streams, Array<int16_t, 2> decoded) {
-  FeedbackJob job{};
+                      int block, std::vector<Array<uint8_t, 1>> extents, Array<int16_t, 2> decoded) {
+  const Geometry g = make_geometry(target.shape(0), target.shape(1), tile_rows);
+  TileJob job{};
   job.target = target.data();
-  job.rows = target.shape(0);
-  job.cols = target.shape(1);
-  job.tile_rows = tile_rows;
   job.block = block;
-  job.planes = tables.count;
   job.tables = &tables;
   require(block > 0 && block % kQuad == 0 && 64 % block == 0, "block must be 4, 8, 16, 32 or 64");
-  require((int)streams.size() == job.planes, "one stream for each table");
-  require((int64_t)decoded.shape(0) == job.rows && (int64_t)decoded.shape(1) == job.cols, "decoded shape disagrees");
-  const Geometry g = make_geometry(job.rows, job.cols, tile_rows);
-  for (int k = 0; k < job.planes; ++k) {
-    require((int64_t)streams[k].size() == g.stream_bytes(), "stream length disagrees with shape");
-    job.streams[k] = streams[k].data();
-  }
+  require((int64_t)decoded.shape(0) == g.rows && (int64_t)decoded.shape(1) == g.cols, "decoded shape disagrees");
   if (feedback) {
-    require((int64_t)feedback->shape(0) == (job.cols + 31) / 32 && (int64_t)feedback->shape(1) == job.cols && feedback->shape(2) == 32, "feedback panels disagree");
+    require((int64_t)feedback->shape(0) == (g.cols + 31) / 32 && (int64_t)feedback->shape(1) == g.cols && feedback->shape(2) == 32, "feedback panels disagree");
     job.feedback = feedback->data();
   }
   job.decoded = decoded.data();
+  const std::vector<uint8_t*> tiles = tiles_of(extents, g, tables.count);
   nb::gil_scoped_release release;
-  encode(job);
+  encode(job, g, tiles);
 }
 
 NB_MODULE(_native, m) {
@@ -222,8 +222,7 @@ NB_MODULE(_native, m) {
       .def("pack", [](PackedRows& self, Floats<2> x) {
         require((int64_t)x.shape(1) == self.cols(), "columns disagree");
         nb::gil_scoped_release release;
-        self.resize(x.shape(0));
-        for (int64_t t = 0; t < (int64_t)x.shape(0); ++t) self.pack_row(active(), t, x.data() + t * self.cols());
+        self.pack(x.data(), x.shape(0));
       }, array("x"))
       .def_prop_ro("tokens", &PackedRows::tokens)
       .def_prop_ro("group", &PackedRows::group)
@@ -234,30 +233,30 @@ NB_MODULE(_native, m) {
         std::copy_n(view.scale, scale.size(), scale.data());
       }, array("q"), array("scale"));
 
-  m.def("stream_bytes", [](int64_t rows, int64_t cols, int tile_rows) {
-    return make_geometry(rows, cols, tile_rows).stream_bytes();
-  }, nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"));
-  m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
-                            const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
-    const Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
+  m.def("plane_bytes", [](int64_t rows, int64_t cols) {
+    return make_geometry(rows, cols, kBlockRows).plane_bytes();
+  }, nb::arg("rows"), nb::arg("cols"));
+  m.def("planes_matmul", [](std::vector<Array<const uint8_t, 1>> extents, int64_t rows, int64_t cols, int tile_rows,
+                            const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out,
+                            int64_t row_begin) {
+    const Planes planes = make_planes(extents, rows, cols, tile_rows, tables);
+    const int64_t stride = out.shape(1);
     require(x.cols() == cols && (int64_t)row_scale.size() == rows, "shapes disagree");
-    require((int64_t)out.shape(0) == x.tokens() && (int64_t)out.shape(1) == rows, "output shape disagrees");
+    require((int64_t)out.shape(0) == x.tokens() && row_begin >= 0 && row_begin + rows <= stride, "output shape disagrees");
     nb::gil_scoped_release release;
-    split(planes.geometry.blocks(), x.tokens() > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
-      multiply_blocks(planes, x.view(), row_scale.data(), begin, end, out.data(), thread);
-    });
-  }, array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
-     array("row_scale"), nb::arg("x"), array("out"));
-  m.def("planes_decode", [](std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
+    planes_matmul(planes, x.view(), row_scale.data(), out.data() + row_begin, stride);
+  }, array("extents"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+     array("row_scale"), nb::arg("x"), array("out"), nb::arg("row_begin") = 0);
+  m.def("planes_decode", [](std::vector<Array<const uint8_t, 1>> extents, int64_t rows, int64_t cols, int tile_rows,
                             const PlaneTables& tables, int64_t row_begin, Array<int16_t, 2> out) {
-    Planes planes = make_planes(streams, rows, cols, tile_rows, tables);
+    Planes planes = make_planes(extents, rows, cols, tile_rows, tables);
     require((int64_t)out.shape(1) == cols && row_begin >= 0 && row_begin + (int64_t)out.shape(0) <= rows, "rows out of range");
     nb::gil_scoped_release release;
     planes_decode(planes, row_begin, row_begin + out.shape(0), out.data());
-  }, array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
+  }, array("extents"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"),
      nb::arg("row_begin"), array("out"));
   m.def("encode", &py_encode, array("target"), array("feedback").none(), nb::arg("tables"), nb::arg("tile_rows"),
-        nb::arg("block"), array("streams"), array("decoded"));
+        nb::arg("block"), array("extents"), array("decoded"));
   m.def("dense_matmul", &py_dense_matmul, nb::arg("kind"), array("w"), array("scale").none(), array("x"), array("out"));
   m.def("sparse_matmul", &py_sparse, array("counts"), array("index"), array("values"), nb::arg("kind"), array("x"), array("out"));
   m.def("rotate", &py_rotate, array("x"), array("scale"), nb::arg("block"), array("mix").none(), nb::arg("inverse"), array("out"));

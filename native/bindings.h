@@ -30,7 +30,7 @@ inline void require(bool ok, const char* what) {
 inline auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 Geometry make_geometry(int64_t rows, int64_t cols, int tile_rows);
-Planes make_planes(const std::vector<Array<const uint8_t, 1>>& streams, int64_t rows, int64_t cols, int tile_rows,
+Planes make_planes(const std::vector<Array<const uint8_t, 1>>& extents, int64_t rows, int64_t cols, int tile_rows,
                    const PlaneTables& tables);
 DenseView make_dense(int kind, const AnyArray<2>& w, const std::optional<Floats<1>>& scale, int64_t cols);
 Sparse make_outliers(const Array<const uint16_t, 1>& counts, const AnyArray<1>& index, const AnyArray<1>& values,

@@ -38,11 +38,11 @@ class Recorder {
     require(out.tokens_max() >= rows_max_ && out.cols() == (int64_t)x.shape(1), "packed rows disagree");
     program_.pack(x.data(), {scale.data(), mix ? mix->data() : nullptr, (int64_t)x.shape(1), block}, &out);
   }
-  void planes_matmul(std::vector<Array<const uint8_t, 1>> streams, int64_t rows, int64_t cols, int tile_rows,
+  void planes_matmul(std::vector<Array<const uint8_t, 1>> extents, int64_t rows, int64_t cols, int tile_rows,
                      const PlaneTables& tables, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
     require(x.cols() == cols && (int64_t)row_scale.size() == rows, "shapes disagree");
     check(out, rows);
-    program_.multiply(make_planes(streams, rows, cols, tile_rows, tables), row_scale.data(), &x, out.data());
+    program_.multiply(make_planes(extents, rows, cols, tile_rows, tables), row_scale.data(), &x, out.data());
   }
   void dense_matmul(int kind, AnyArray<2> w, std::optional<Floats<1>> scale, FloatsOut<2> x, FloatsOut<2> out) {
     const DenseView v = make_dense(kind, w, scale, check(x));
@@ -114,7 +114,7 @@ void bind_program(nb::module_& m) {
       .def("pack", &Recorder::pack, keep2(), keep3(), keep5(), keep6(), array("x"), array("scale"), nb::arg("block"),
            array("mix").none(), nb::arg("out"))
       .def("planes_matmul", &Recorder::planes_matmul, keep2(), keep6(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>(),
-           nb::keep_alive<1, 9>(), array("streams"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"),
+           nb::keep_alive<1, 9>(), array("extents"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"),
            nb::arg("tables"), array("row_scale"), nb::arg("x"), array("out"))
       .def("dense_matmul", &Recorder::dense_matmul, keep3(), keep4(), keep5(), keep6(), nb::arg("kind"), array("w"),
            array("scale").none(), array("x"), array("out"))

@@ -173,42 +173,62 @@ void PackedRows::pack_row(const Kernels& kernels, int64_t t, const float* x) {
   kernels.quantize(x, cols_, group_, bytes_.data() + t * stride_, scale_.data() + t * groups, sum_.data() + t * groups);
 }
 
+void PackedRows::pack(const float* x, int64_t tokens) {
+  resize(tokens);
+  split(tokens, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) pack_row(active(), t, x + t * cols_);
+  });
+}
+
 Activations PackedRows::view() const {
   return {bytes_.data(), scale_.data(), sum_.data(), tokens_, cols_, stride_, group_};
 }
 
-// Planes first..first + 3 (or to the end) of a matrix.
-static PlanesView group_of(const Planes& planes, int first) {
-  PlanesView v{};
+// Planes first..first + 3 (or to the end) of a tile.
+static TileView tile_view(const Planes& planes, int64_t tile, int first) {
+  TileView v{};
   v.first = first;
-  v.count = std::min(kPlanesPerGroup, (int)planes.streams.size() - first);
-  std::copy_n(planes.streams.begin() + first, v.count, v.streams);
-  v.geometry = planes.geometry;
+  v.count = std::min(kPlanesPerGroup, planes.tables->count - first);
+  v.shape = planes.geometry.tile(tile);
   v.tables = planes.tables;
+  for (int k = 0; k < v.count; ++k) v.planes[k] = planes.tiles[tile] + (first + k) * v.shape.plane_bytes();
   return v;
 }
 
 void multiply_blocks(const Planes& planes, const Activations& x, const float* row_scale, int64_t begin, int64_t end,
-                     float* out, int thread) {
-  const int total = (int)planes.streams.size();
+                     float* out, int64_t stride, int thread) {
+  const Geometry& g = planes.geometry;
+  const int64_t height = g.tile_rows / kBlockRows;
+  const int total = planes.tables->count;
   void* work = scratch(thread, 0, planes_scratch_bytes(x.tokens, x.group));
-  for (int first = 0; first < total; first += kPlanesPerGroup) {
-    const float unit = total > kPlanesPerGroup && first == 0 ? (float)kGroupRatio : 1.0f;
-    active().planes_matmul(group_of(planes, first), x, row_scale, unit, begin, end, out, first > 0, work);
+  for (int64_t block = begin; block < end;) {
+    const int64_t tile = block / height, first_block = tile * height, stop = std::min(end, first_block + height);
+    for (int first = 0; first < total; first += kPlanesPerGroup) {
+      const float unit = total > kPlanesPerGroup && first == 0 ? (float)kGroupRatio : 1.0f;
+      active().planes_matmul(tile_view(planes, tile, first), x, row_scale + g.first_row(tile), unit,
+                             block - first_block, stop - first_block, out + g.first_row(tile), stride, first > 0, work);
+    }
+    block = stop;
   }
+}
+
+void planes_matmul(const Planes& planes, const Activations& x, const float* row_scale, float* out, int64_t stride) {
+  split(planes.geometry.blocks(), x.tokens > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
+    multiply_blocks(planes, x, row_scale, begin, end, out, stride, thread);
+  });
 }
 
 void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out) {
   const Kernels& kernels = active();
   const Geometry& g = planes.geometry;
-  const int total = (int)planes.streams.size();
-  const int64_t stride = g.strips() * kStrip;
+  const int total = planes.tables->count;
+  const int64_t stride = g.strips() * kStrip, height = g.tile_rows / kBlockRows;
   const int64_t block_begin = row_begin / kBlockRows, block_end = ceil_div(row_end, kBlockRows);
   parallel(block_end - block_begin, [&](int64_t i, int thread) {
     auto* weights = (int8_t*)scratch(thread, 0, kBlockRows * stride);
     const int64_t block = block_begin + i;
     for (int first = 0; first < total; first += kPlanesPerGroup) {
-      kernels.decode_block(group_of(planes, first), block, weights);
+      kernels.decode_block(tile_view(planes, block / height, first), block % height, weights);
       const int unit = total > kPlanesPerGroup && first == 0 ? kGroupRatio : 1;
       for (int64_t r = 0; r < kBlockRows; ++r) {
         const int64_t row = block * kBlockRows + r;
@@ -368,12 +388,14 @@ uint64_t sum_words(const uint64_t* words, int64_t count) {
   return sum;
 }
 
-void encode(FeedbackJob job) {
+void encode(const TileJob& matrix, const Geometry& geometry, const std::vector<uint8_t*>& tiles) {
   const Kernels& kernels = active();
-  const Geometry g{job.rows, job.cols, job.tile_rows};
-  const int64_t bytes = kernels.encode_scratch_bytes(job);
-  parallel(g.tiles(), [&](int64_t tile, int thread) {
-    kernels.encode_tile(job, tile, (float*)scratch(thread, 0, bytes));
+  parallel(geometry.tiles(), [&](int64_t tile, int thread) {
+    TileJob job = matrix;
+    const int64_t first = geometry.first_row(tile) * geometry.cols;
+    job.shape = geometry.tile(tile);
+    job.target += first, job.decoded += first, job.planes = tiles[tile];
+    kernels.encode_tile(job, scratch(thread, 0, kernels.encode_scratch_bytes(job)));
   });
 }
 

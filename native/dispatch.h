@@ -20,6 +20,7 @@ class PackedRows {
   PackedRows(int64_t tokens_max, int64_t cols, int group);
   void resize(int64_t tokens);     // rows to come; throws std::invalid_argument beyond tokens_max
   void pack_row(const Kernels& kernels, int64_t token, const float* x);
+  void pack(const float* x, int64_t tokens);
   Activations view() const;
   int64_t cols() const { return cols_; }
   int64_t tokens() const { return tokens_; }
@@ -34,10 +35,10 @@ class PackedRows {
   std::vector<float> scale_;
 };
 
-struct Planes {
-  std::vector<const uint8_t*> streams;
+struct Planes {                     // of a matrix
+  std::vector<const uint8_t*> tiles;  // first byte of each
   Geometry geometry;
-  const PlaneTables* tables;
+  const PlaneTables* tables;        // one for each plane
 };
 
 // Outliers: per row a count, then column gaps. Narrow gaps are bytes (255: advance 255, no entry),
@@ -55,9 +56,10 @@ struct Sparse {
 Sparse make_sparse(const uint16_t* counts, const uint8_t* index, bool wide, const void* values, Dense kind,
                    int64_t rows, int64_t cols);
 
-// Rows of 32-row blocks [begin, end) of y = x W^T, on the thread that calls.
+// Rows of 32-row blocks [begin, end) of y = x W^T, on the thread that calls. out [token][stride].
 void multiply_blocks(const Planes& planes, const Activations& x, const float* row_scale, int64_t begin, int64_t end,
-                     float* out, int thread);
+                     float* out, int64_t stride, int thread);
+void planes_matmul(const Planes& planes, const Activations& x, const float* row_scale, float* out, int64_t stride);
 void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out);
 void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out);
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
@@ -68,7 +70,8 @@ void store_kv(const CacheView& cache, const float* k, const float* v, const int3
 void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
             const int32_t* position, int64_t rows, int64_t window, float* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);
-void encode(FeedbackJob job);
+// Encodes a matrix, given as if it were one tile, into the tiles of `geometry`, each on its own.
+void encode(const TileJob& matrix, const Geometry& geometry, const std::vector<uint8_t*>& tiles);
 uint64_t sum_words(const uint64_t* words, int64_t count);  // what reading memory costs at least
 void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels);
 

@@ -22,11 +22,11 @@ struct PlaneTables {
   uint16_t offset[1 << kWindowMax];                   // level index of every window, x 32
 };
 
-struct PlanesView {                 // up to kPlanesPerGroup planes that share one int8 weight
-  const uint8_t* streams[kPlanesPerGroup];
+struct TileView {                   // of one tile, up to kPlanesPerGroup planes that share an int8 weight
+  const uint8_t* planes[kPlanesPerGroup];
   int first;                        // index of the first plane: chooses its levels
   int count;
-  Geometry geometry;
+  Shape shape;
   const PlaneTables* tables;
 };
 
@@ -53,24 +53,23 @@ struct CacheView {                // one layer of a KV cache, 16-bit floats
 };
 
 
-struct FeedbackJob {
+struct TileJob {                  // a tile to encode
   const float* target;            // [rows, cols] weights in integer units of the first plane group
   const float* feedback;          // packed panels [cols/32][cols][32] of the unit upper factor; or null
-  int64_t rows, cols;
-  int tile_rows, block;           // block: columns quantized before their error is fed back
-  int planes;
-  const PlaneTables* tables;
-  uint8_t* streams[kPlanesMax];
+  Shape shape;
+  int block;                      // columns quantized before their error is fed back
+  const PlaneTables* tables;      // one for each plane
+  uint8_t* planes;                // one after another
   int16_t* decoded;               // [rows, cols] integer weights
 };
 
 struct Kernels {
   const char* name;
   // codec
-  void (*decode_block)(const PlanesView&, int64_t block, int8_t* out);  // [32][whole strips]
-  void (*planes_matmul)(const PlanesView&, const Activations&, const float* row_scale, float unit,
-                        int64_t block_begin, int64_t block_end, float* out, bool accumulate,
-                        void* scratch);
+  void (*decode_block)(const TileView&, int64_t block, int8_t* out);  // [32][whole strips]
+  void (*planes_matmul)(const TileView&, const Activations&, const float* row_scale, float unit,
+                        int64_t block_begin, int64_t block_end, float* out, int64_t stride,
+                        bool accumulate, void* scratch);  // out [token][stride], from the tile's first row
   void (*dense_matmul)(const DenseView&, const float* x, int64_t tokens, int64_t row_begin,
                        int64_t row_end, float* out, float* panel);
   void (*rotate)(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
@@ -87,8 +86,8 @@ struct Kernels {
   // calibration and encoding
   void (*gram)(const float* panels, int64_t tokens, int64_t cols, int64_t i_block, int64_t j_block,
                float* h);
-  void (*encode_tile)(const FeedbackJob&, int64_t tile, float* scratch);
-  int64_t (*encode_scratch_bytes)(const FeedbackJob&);
+  void (*encode_tile)(const TileJob&, void* scratch);
+  int64_t (*encode_scratch_bytes)(const TileJob&);
 };
 
 inline int64_t group_strips(int64_t group) { return (group + kStrip - 1) / kStrip; }

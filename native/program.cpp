@@ -107,7 +107,8 @@ void Program::run_products(const Step& step) {
     for (const Product& product : step.products) {
       const int64_t own = product.planes.geometry.blocks();
       if (begin < own && end > 0)
-        multiply_blocks(product.planes, x, product.row_scale, std::max<int64_t>(begin, 0), std::min(end, own), product.out, thread);
+        multiply_blocks(product.planes, x, product.row_scale, std::max<int64_t>(begin, 0), std::min(end, own), product.out,
+                        product.planes.geometry.rows, thread);
       begin -= own, end -= own;
     }
   });

@@ -11,15 +11,14 @@ struct BlockRows {
 
 // Before the first block of a tile comes its last one, a quad (16 bytes) to the left, where strip 0
 // has nothing: those bits are zero.
-static void locate(const PlanesView& v, int64_t block, BlockRows* rows) {
-  const Geometry& g = v.geometry;
-  const int64_t tile = block / g.tile_blocks(), first = g.first_block(tile), count = g.blocks_in_tile(tile);
+static void locate(const TileView& v, int64_t block, BlockRows* rows) {
+  const int64_t count = v.shape.blocks(), bytes = v.shape.block_bytes();
   for (int k = 0; k < v.count; ++k) {
-    rows->now[k] = v.streams[k] + block * g.block_bytes();
+    rows->now[k] = v.planes[k] + block * bytes;
     for (int back = 0; back < 2; ++back) {
-      int64_t local = block - first - 1 - back, left = 0;
-      for (; local < 0; local += count) left += kStreams;
-      const uint8_t* row = v.streams[k] + (first + local) * g.block_bytes();
+      int64_t before = block - 1 - back, left = 0;
+      for (; before < 0; before += count) left += kStreams;
+      const uint8_t* row = v.planes[k] + before * bytes;
       uint8_t* edge = rows->edge[back][k];
       std::memset(edge, 0, left);
       std::memcpy(edge + left, row, kStripBytes - left);
@@ -33,10 +32,10 @@ static inline void finish(const int32_t* sums, int32_t offset, float scale, floa
   for (int r = 0; r < kBlockRows; ++r) out[r] += (float)(sums[r] - offset) * scale;
 }
 
-static inline void write_out(const Geometry& g, int64_t block, const float* sums, const float* row_scale,
+static inline void write_out(const Shape& shape, int64_t block, const float* sums, const float* row_scale,
                              float unit, float* out, bool accumulate) {
   const int64_t row = block * kBlockRows;
-  const int64_t rows = g.rows - row < kBlockRows ? g.rows - row : kBlockRows;
+  const int64_t rows = shape.rows - row < kBlockRows ? shape.rows - row : kBlockRows;
   for (int64_t r = 0; r < rows; ++r) {
     const float y = sums[r] * (row_scale[row + r] * unit);
     out[row + r] = accumulate ? out[row + r] + y : y;
@@ -51,7 +50,7 @@ constexpr int kRegisters = kStripBytes / LSB_BYTES;  // of one strip
 struct Tables {
   vb hash[2], levels[kPlanesPerGroup];
 
-  explicit Tables(const PlanesView& v) {
+  explicit Tables(const TileView& v) {
     for (int i = 0; i < 2; ++i) hash[i] = load_bytes(v.tables->hash[i]);
     for (int k = 0; k < v.count; ++k)
       levels[k] = load_bytes(kBiased ? v.tables->biased[v.first + k] : v.tables->levels[v.first + k]);
@@ -117,7 +116,7 @@ static inline void store_rows(const vsum* sums, int groups, int32_t* out) {
 
 // One token: weights never leave the registers.
 template <int K, bool kDeep>
-static void single(const PlanesView& v, const BlockRows& rows, const Activations& x, float* out) {
+static void single(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
   const Tables tables(v);
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
@@ -141,7 +140,7 @@ static void single(const PlanesView& v, const BlockRows& rows, const Activations
 
 // Strips [begin, end) of a block: [strip][register][row group] registers of weights.
 template <int K, bool kDeep>
-static void decode_panel(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+static void decode_panel(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
   const Tables tables(v);
   over_strips(rows, begin, end,
               [&](const uint8_t* const* now, const uint8_t* const* before, const uint8_t* const* before2,
@@ -179,19 +178,19 @@ static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t stride, int
   }
 }
 
-typedef void (*Single)(const PlanesView&, const BlockRows&, const Activations&, float*);
-typedef void (*Panel)(const PlanesView&, const BlockRows&, int64_t, int64_t, uint8_t*);
+typedef void (*Single)(const TileView&, const BlockRows&, const Activations&, float*);
+typedef void (*Panel)(const TileView&, const BlockRows&, int64_t, int64_t, uint8_t*);
 
-static bool deep(const PlanesView& v) { return v.tables->window > 8; }
+static bool deep(const TileView& v) { return v.tables->window > 8; }
 
-static void decode_strips(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
   static const Panel kShapes[2][kPlanesPerGroup] = {
       {decode_panel<1, false>, decode_panel<2, false>, decode_panel<3, false>, decode_panel<4, false>},
       {decode_panel<1, true>, decode_panel<2, true>, decode_panel<3, true>, decode_panel<4, true>}};
   kShapes[deep(v)][v.count - 1](v, rows, begin, end, panel);
 }
 
-static void single_token(const PlanesView& v, const BlockRows& rows, const Activations& x, float* out) {
+static void single_token(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
   static const Single kShapes[2][kPlanesPerGroup] = {
       {single<1, false>, single<2, false>, single<3, false>, single<4, false>},
       {single<1, true>, single<2, true>, single<3, true>, single<4, true>}};
@@ -204,7 +203,7 @@ constexpr bool kBiased = false;
 constexpr int kManyTokens = 1;
 constexpr int kRegisterBytes = kStripBytes;
 
-static void decode_strips(const PlanesView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
   const int window = v.tables->window;
   const uint32_t mask = (1u << window) - 1;
   for (int64_t strip = begin; strip < end; ++strip, panel += kPanelStrip) {
@@ -237,7 +236,7 @@ static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t, int64_t st
 #endif
 
 // A panel, a group of columns at a time, used for every token.
-static void many_tokens(const PlanesView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
+static void many_tokens(const TileView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
     decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
@@ -255,8 +254,8 @@ static void many_tokens(const PlanesView& v, const BlockRows& rows, const Activa
   }
 }
 
-static void planes_matmul(const PlanesView& v, const Activations& x, const float* row_scale, float unit,
-                          int64_t begin, int64_t end, float* out, bool accumulate, void* scratch) {
+static void planes_matmul(const TileView& v, const Activations& x, const float* row_scale, float unit,
+                          int64_t begin, int64_t end, float* out, int64_t stride, bool accumulate, void* scratch) {
   float* sums = (float*)scratch;
   uint8_t* panel = (uint8_t*)(sums + x.tokens * kBlockRows);
   BlockRows rows;
@@ -269,13 +268,13 @@ static void planes_matmul(const PlanesView& v, const Activations& x, const float
 #endif
     many_tokens(v, rows, x, panel, sums);
     for (int64_t t = 0; t < x.tokens; ++t)
-      write_out(v.geometry, block, sums + t * kBlockRows, row_scale, unit, out + t * v.geometry.rows, accumulate);
+      write_out(v.shape, block, sums + t * kBlockRows, row_scale, unit, out + t * stride, accumulate);
   }
 }
 
 // Row-major signed weights of one block: [32][whole strips].
-static void decode_block(const PlanesView& v, int64_t block, int8_t* out) {
-  const int64_t strips = v.geometry.strips(), cols = strips * kStrip;
+static void decode_block(const TileView& v, int64_t block, int8_t* out) {
+  const int64_t strips = v.shape.strips(), cols = strips * kStrip;
   constexpr int kQuads = kRegisterBytes / kStreams;  // of one register
   BlockRows rows;
   locate(v, block, &rows);

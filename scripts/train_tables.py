@@ -41,7 +41,7 @@ def encode(
     """Best path through one plane: level index and value of each sample. x is [256, cols]."""
     fine = np.abs(levels).max() / 127  # the native encoder takes int8 levels
     entries = np.rint(levels / fine).astype(np.int8)
-    stream = np.zeros(_native.stream_bytes(*x.shape, TILE), np.uint8)
+    stream = np.zeros(_native.plane_bytes(*x.shape), np.uint8)
     decoded = np.zeros(x.shape, np.int16)
     tables = _native.PlaneTables(window, hashes, entries[None])
     _native.encode((x / fine).astype(np.float32), None, tables, TILE, 64, [stream], decoded)

@@ -44,7 +44,7 @@ class Program:
     def pack(self, x: _F32, scale: _F32, block: int, mix: _F32 | None, out: PackedRows) -> None: ...
     def planes_matmul(
         self,
-        streams: Sequence[_U8],
+        extents: Sequence[_U8],
         rows: int,
         cols: int,
         tile_rows: int,
@@ -75,9 +75,9 @@ def threads() -> int: ...
 def available_tiers() -> list[str]: ...
 def use_tier(name: str) -> None: ...
 def active_tier() -> str: ...
-def stream_bytes(rows: int, cols: int, tile_rows: int) -> int: ...
+def plane_bytes(rows: int, cols: int) -> int: ...
 def planes_matmul(
-    streams: Sequence[_U8],
+    extents: Sequence[_U8],
     rows: int,
     cols: int,
     tile_rows: int,
@@ -85,9 +85,10 @@ def planes_matmul(
     row_scale: _F32,
     x: PackedRows,
     out: _F32,
+    row_begin: int = 0,
 ) -> None: ...
 def planes_decode(
-    streams: Sequence[_U8],
+    extents: Sequence[_U8],
     rows: int,
     cols: int,
     tile_rows: int,
@@ -101,7 +102,7 @@ def encode(
     tables: PlaneTables,
     tile_rows: int,
     block: int,
-    streams: Sequence[_U8],
+    extents: Sequence[_U8],
     decoded: _I16,
 ) -> None: ...
 def dense_matmul(kind: int, w: _Any, scale: _F32 | None, x: _F32, out: _F32) -> None: ...

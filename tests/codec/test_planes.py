@@ -38,7 +38,7 @@ def test_what_is_written_is_what_was_encoded(window: int, planes: int) -> None:
     weight, report = encode(W, flat_transform(36), PlaneOptions(planes, window, tile_rows=32))
     tables = table_set(window)
     levels = tables.levels[:planes]
-    decoded = reference.decode_planes(weight.streams, window, tables.hashes, levels, 40, 36, 32)
+    decoded = reference.decode_planes(weight.extents, window, tables.hashes, levels, 40, 36, 32)
     assert np.array_equal(weight.integers(), decoded)
     assert lost(W, weight.dense()) == pytest.approx(report.relative_error, rel=1e-3, abs=1e-12)
 
@@ -67,7 +67,7 @@ def test_one_long_block_feeds_back_less() -> None:
 def test_without_feedback_the_block_does_not_matter(block: int) -> None:
     W, transform = gaussian(32, 192), flat_transform(192)
     found = [encode(W, transform, PlaneOptions(3, block=b, tile_rows=32))[0] for b in (block, 64)]
-    assert all(map(np.array_equal, found[0].streams, found[1].streams))
+    assert all(map(np.array_equal, found[0].extents, found[1].extents))
 
 
 def test_feedback_of_independent_inputs_changes_nothing() -> None:
@@ -76,7 +76,7 @@ def test_feedback_of_independent_inputs_changes_nothing() -> None:
     options = PlaneOptions(2, block=64)
     plain = encode(W, transform, options)[0]
     fed = encode(W, transform, options, H=H, panels=feedback_panels(H, 64))[0]
-    assert all(map(np.array_equal, plain.streams, fed.streams))
+    assert all(map(np.array_equal, plain.extents, fed.extents))
 
 
 def test_the_amplitude_of_each_row_is_the_best_one() -> None:
@@ -173,7 +173,7 @@ def test_threads_change_no_bit(threads: int) -> None:
     finally:
         _native.set_threads(before)
     (one, first), (many, second) = found
-    assert all(map(np.array_equal, one.streams, many.streams))
+    assert all(map(np.array_equal, one.extents, many.extents))
     assert np.array_equal(one.row_scale, many.row_scale)
     assert first == second
 
@@ -209,5 +209,5 @@ def test_unknown_options_are_refused(options: PlaneOptions) -> None:
 
 @pytest.mark.parametrize("tile_rows", [0, 16, 48])
 def test_tiles_are_whole_blocks(tile_rows: int) -> None:
-    with pytest.raises(ValueError, match="tile rows must be a multiple of 32"):
+    with pytest.raises(ValueError, match=f"^{tile_rows} tile rows: must be a multiple of 32"):
         encode(gaussian(16, 64), flat_transform(64), PlaneOptions(2, tile_rows=tile_rows))

@@ -126,10 +126,10 @@ CONTENTS = {
         "rows cols outliers outlier_dtype outlier_index",
         "data scale outlier_counts outlier_index outlier_values",
     ),
-    "planes": ("rows cols window planes tile_rows input", "scale plane1 plane2"),
+    "planes": ("rows cols window planes tile_rows extent_rows input", "scale tiles0"),
     "planes-outliers": (
-        "rows cols window planes tile_rows input outliers outlier_dtype outlier_index",
-        "scale outlier_counts outlier_index outlier_values plane1 plane2 plane3 plane4 plane5",
+        "rows cols window planes tile_rows extent_rows input outliers outlier_dtype outlier_index",
+        "scale outlier_counts outlier_index outlier_values tiles0",
     ),
 }
 
@@ -188,8 +188,8 @@ def test_planes_come_back(count: int, share: float, window: int, dtype: str) -> 
     found = unpack(pack_weight(weight, INPUT))
     assert isinstance(found, PlanesWeight)
     assert found.transform is TRANSFORM
-    assert (found.window, found.tile_rows) == (window, 32)
-    assert len(found.streams) == count
+    assert (found.window, found.tiling) == (window, weight.tiling)
+    assert found.planes == count
     assert np.array_equal(found.integers(), weight.integers())
     assert found.dense().tobytes() == weight.dense().tobytes()
 
@@ -224,6 +224,8 @@ def test_broken_attributes_are_refused(kind: str, name: str, value: Attribute | 
         ("planes", (0, 9), "planes is {}, expected 1..8"),
         ("tile_rows", (0, 31, 2**20 + 1), "tile_rows is {}, expected 32..1048576"),
         ("tile_rows", (33, 48, 80), "tile_rows is {}, expected a multiple of 32"),
+        ("extent_rows", (0, 31, 2**20 + 1), "extent_rows is {}, expected 32..1048576"),
+        ("extent_rows", (33, 48, 80), "extent_rows is {}, expected a multiple of 32"),
         ("rows", (0, 2**31 + 1), "rows is {}, expected 1..2147483648"),
         ("outliers", (0, ROWS * COLS + 1), f"outliers is {{}}, expected 1..{ROWS * COLS}"),
     ],
@@ -241,8 +243,7 @@ def sizes_that_disagree() -> Iterator[tuple[str, str, int]]:
     for kind in KINDS:
         for name, value in payload_of(kind).attributes.items():
             if isinstance(value, int) and name not in ("seed", "window", "tile_rows"):
-                fewer = [] if name == "planes" else [-1]  # fewer planes are a weight too
-                yield from ((kind, name, change) for change in (*fewer, 1))
+                yield from ((kind, name, change) for change in (-1, 1))
 
 
 @pytest.mark.parametrize(("kind", "name", "change"), list(sizes_that_disagree()))

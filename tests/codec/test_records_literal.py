@@ -1,4 +1,4 @@
-"""Bytes of plane records written out: docs/format.md, "Plane streams".
+"""Bytes of plane records written out: docs/format.md, "Tiles" and "Plane streams".
 
 Expected integers are worked out by hand. With the levels of `Own`, a weight is its level index;
 where the window has 4 bits, that is the newest nibble: a bit alone passes through 8, 4, 2 and 1.
@@ -63,14 +63,22 @@ def at(*placed: tuple[int, str], nbytes: int = 64) -> str:
     return data.hex()
 
 
-def integers(*streams: str, rows: int, cols: int, tile_rows: int = 32, window: int = 4) -> Integers:
-    """Weights from the hexadecimal bytes of the streams of a record."""
+def integers(
+    *tiles: str,
+    rows: int,
+    cols: int,
+    planes: int = 1,
+    tile_rows: int = 32,
+    extent_rows: int = 64,
+    window: int = 4,
+) -> Integers:
+    """Weights from the hexadecimal bytes of the tiles of a record."""
     attributes = {
-        "rows": rows, "cols": cols, "window": window, "planes": len(streams),
-        "tile_rows": tile_rows, "input": "x",
+        "rows": rows, "cols": cols, "window": window, "planes": planes,
+        "tile_rows": tile_rows, "extent_rows": extent_rows, "input": "x",
     }  # fmt: skip
     extents = {"scale": to_bf16(np.ones(rows, np.float32)).tobytes()}
-    extents |= {f"plane{k + 1}": bytes.fromhex(stream) for k, stream in enumerate(streams)}
+    extents |= {f"tiles{i}": bytes.fromhex(part) for i, part in enumerate(tiles)}
 
     def read(name: str) -> npt.NDArray[np.uint8]:
         return np.frombuffer(extents[name], np.uint8)
@@ -146,8 +154,8 @@ def test_tiles_are_streams_of_their_own_that_start_from_zero_bits() -> None:
 @pytest.mark.usefixtures("own")
 def test_a_low_last_tile_goes_on_from_its_own_last_block() -> None:
     """70 rows in tiles of 64: the third block is a tile. Its rows 70 to 95 are only padding."""
-    stream = at((64, "80"), (128, "80"), nbytes=192)
-    found = integers(stream, rows=70, cols=8, tile_rows=64)
+    tiles = at((64, "80"), nbytes=128), at((0, "80"))
+    found = integers(*tiles, rows=70, cols=8, tile_rows=64)
     expected = with_values((70, 8), (60, 0, [8]), (0, 4, [4, 2, 1]), (64, 4, [4, 2]))
     assert np.array_equal(found, expected)
 
@@ -216,21 +224,39 @@ def test_older_nibbles_are_hashed_into_the_newest(
 
 
 @pytest.mark.usefixtures("own")
+def test_a_tile_is_plane_after_plane_and_an_extent_tile_after_tile() -> None:
+    """160 rows in tiles of 64, extents of 128: two tiles of two planes of two blocks, then a low
+    one. The levels of plane 2 are -2 times the index."""
+    first = at((64, "80"), (128 + 64, "80"), (256, "01"), (256 + 128, "01"), nbytes=512)
+    low = at((0, "01"), (64, "02"), nbytes=128)
+    shape = {"rows": 160, "cols": 8, "planes": 2, "tile_rows": 64}
+    found = integers(first, low, **shape, extent_rows=128)
+    down = [-8, -4, -2, -1]
+    expected = with_values((160, 8), (60, 0, [-8]), (0, 4, down[1:]), (64, 0, down))
+    expected[128:148:4, 0] = [8, 4 - 16, 2 - 8, 1 - 4, -2]
+    assert np.array_equal(found, expected)
+    together = integers(first + low, **shape, extent_rows=192)
+    assert np.array_equal(together, expected)
+    apart = integers(first[:512], first[512:], low, **shape, extent_rows=64)
+    assert np.array_equal(apart, expected)
+
+
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("planes", "first"),
     [(1, 8), (2, -8), (3, 16), (4, 32), (5, 8 * 32 + 40)],
 )
 def test_planes_add_up_and_the_first_four_count_eightfold_beyond(planes: int, first: int) -> None:
     """The same bit in every plane: 8 (1 - 2 + 3 + 2), and 8 x 5 of the fifth."""
-    found = integers(*[at((0, "01"))] * planes, rows=32, cols=4)
+    found = integers(at((0, "01")) * planes, rows=32, cols=4, planes=planes)
     values = [first, first // 2, first // 4, first // 8]
     assert np.array_equal(found, with_values((32, 4), (0, 0, values)))
 
 
 @pytest.mark.usefixtures("own")
 def test_each_plane_has_its_own_levels() -> None:
-    streams = [at((k, "01")) for k in range(5)]
-    found = integers(*streams, rows=32, cols=4)
+    tile = "".join(at((k, "01")) for k in range(5))
+    found = integers(tile, rows=32, cols=4, planes=5)
     factors = [8 * 1, 8 * -2, 8 * 3, 8 * 2, 5]
     runs = [(k // 4, k % 4, [8 * f, 4 * f, 2 * f, f]) for k, f in enumerate(factors)]
     assert np.array_equal(found, with_values((32, 4), *runs))
@@ -263,17 +289,18 @@ def test_literal_bytes_of_a_small_record(monkeypatch: pytest.MonkeyPatch) -> Non
     payload = pack_weight(weight, "layers.0.attn_in")
     assert payload.attributes == {
         "rows": 16, "cols": 4, "window": 4, "planes": 1, "tile_rows": 32,
-        "input": "layers.0.attn_in", "outliers": 3, "outlier_dtype": "f16", "outlier_index": "gaps",
+        "extent_rows": 1024, "input": "layers.0.attn_in",
+        "outliers": 3, "outlier_dtype": "f16", "outlier_index": "gaps",
     }  # fmt: skip
     assert {name: data.tobytes().hex() for name, data in payload.extents.items()} == {
         "scale": "303ff63e133f5b3f053ffd3e883f4c3fee3e463f143feb3e1d3f0f3fcf3ea53e",
         "outlier_counts": "0000000002000000000000000000000000000000000000000000000000000100",
         "outlier_index": "010100",
         "outlier_values": "a0cc40c8404a",
-        "plane1": "e7709c7238e7e69ce6ce73e7e7e79c38" + 48 * "00",
+        "tiles0": "e7709c7238e7e69ce6ce73e7e7e79c38" + 48 * "00",
     }
     assert pack_transform(transform).extents["scale"].tobytes().hex() == "803f0040003f803f"
-    plane = payload.extents["plane1"].tobytes()
+    plane = payload.extents["tiles0"].tobytes()
     for (row, column), value in np.ndenumerate(weight.integers()):
         bits = plane[row % 4 * 4 + column] << 3  # three zeros before the first
         assert value == LEVELS[bits >> row // 4 & 15]

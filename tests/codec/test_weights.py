@@ -124,9 +124,9 @@ def test_integers_are_those_of_the_reference(case: tuple[int, ...]) -> None:
 
 def reference_integers(weight: PlanesWeight) -> npt.NDArray[np.int16]:
     tables = table_set(weight.window)
-    levels = tables.levels[: len(weight.streams)]
-    shape = weight.rows, weight.cols, weight.tile_rows
-    return reference.decode_planes(weight.streams, weight.window, tables.hashes, levels, *shape)
+    levels = tables.levels[: weight.planes]
+    shape = weight.rows, weight.cols, weight.tiling.tile_rows
+    return reference.decode_planes(weight.extents, weight.window, tables.hashes, levels, *shape)
 
 
 @pytest.mark.parametrize("case", PLANES)

@@ -115,7 +115,8 @@ def test_more_storage_gives_more_planes_and_is_never_exceeded(
     totals = [sum(planes * count for planes, count in p.planes.items()) for p in plans]
     assert all(before <= after for before, after in pairwise(totals))
     assert len(set(totals)) > 6
-    assert set(plans[0].planes) == {1, 1 + EMBEDDING_PLANES_MORE}
+    # What fits the gap before the next layer is free: some matrices have a plane more even here.
+    assert set(plans[0].planes) - {2} == {1, 1 + EMBEDDING_PLANES_MORE}
     assert set(plans[-1].planes) == {PLANES_MOST}
 
 

@@ -94,26 +94,32 @@ def native(tables: reference.Tables) -> _native.PlaneTables:
     return _native.PlaneTables(tables.window, tables.hashes, tables.levels)
 
 
-def random_streams(
+def random_extents(
     rng: np.random.Generator, planes: int, rows: int, cols: int, tile_rows: int
 ) -> list[Bytes]:
-    nbytes = _native.stream_bytes(rows, cols, tile_rows)
-    return [rng.integers(0, 256, nbytes, np.uint8) for _ in range(planes)]
+    """Extents of random bytes, of one to three tiles each."""
+    found, start = [], 0
+    while start < rows:
+        stop = min(start + int(rng.integers(1, 4)) * tile_rows, rows)
+        nbytes = planes * _native.plane_bytes(stop - start, cols)
+        found.append(rng.integers(0, 256, nbytes, np.uint8))
+        start = stop
+    return found
 
 
 def decode(
-    streams: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
+    extents: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
 ) -> npt.NDArray[np.int16]:
     out = np.full((rows, cols), 12345, np.int16)
-    _native.planes_decode(streams, rows, cols, tile_rows, native(tables), 0, out)
+    _native.planes_decode(extents, rows, cols, tile_rows, native(tables), 0, out)
     return out
 
 
 def reference_decode(
-    streams: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
+    extents: list[Bytes], tables: reference.Tables, rows: int, cols: int, tile_rows: int
 ) -> npt.NDArray[np.int16]:
     return reference.decode_planes(
-        streams, tables.window, tables.hashes, tables.levels, rows, cols, tile_rows
+        extents, tables.window, tables.hashes, tables.levels, rows, cols, tile_rows
     )
 
 

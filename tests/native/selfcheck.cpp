@@ -45,8 +45,8 @@ PlaneTables random_tables(int window, int planes) {
 
 void check_planes(int window, int count, int64_t rows, int64_t cols, int tile_rows, int group) {
   const PlaneTables tables = random_tables(window, count);
-  const Geometry g{rows, cols, tile_rows};
-  std::vector<std::vector<uint8_t>> streams(count, std::vector<uint8_t>(g.stream_bytes()));
+  const Geometry g{{rows, cols}, tile_rows};
+  std::vector<uint8_t> bytes(count * g.plane_bytes());
   std::vector<int16_t> decoded(rows * cols), again(rows * cols);
   const auto target = reals(rows * cols);
   std::vector<float> scaled(target);
@@ -54,18 +54,17 @@ void check_planes(int window, int count, int64_t rows, int64_t cols, int tile_ro
   std::vector<float> factor(cols * cols), panels((cols + 31) / 32 * cols * 32);
   for (auto& v : factor) v = 0.02f * real();
   pack_panels(factor.data(), cols, cols, cols, panels.data());
-  FeedbackJob job{};
-  job.target = scaled.data(), job.feedback = panels.data(), job.rows = rows, job.cols = cols;
-  job.tile_rows = tile_rows, job.block = 4, job.planes = count, job.tables = &tables, job.decoded = decoded.data();
-  Planes planes{{}, g, &tables};
-  for (int k = 0; k < count; ++k) {
-    job.streams[k] = streams[k].data();
-    planes.streams.push_back(streams[k].data());
-  }
-  encode(job);
+  TileJob job{};
+  job.target = scaled.data(), job.feedback = panels.data(), job.block = 4, job.tables = &tables;
+  job.decoded = decoded.data();
+  std::vector<uint8_t*> tiles;
+  for (int64_t tile = 0, at = 0; tile < g.tiles(); at += count * g.tile(tile++).plane_bytes())
+    tiles.push_back(bytes.data() + at);
+  encode(job, g, tiles);
+  const Planes planes{{tiles.begin(), tiles.end()}, g, &tables};
   planes_decode(planes, 0, rows, again.data());
   if (decoded != again) std::printf("decoded weights differ from encoded ones\n"), std::exit(1);
-  for (const auto& s : streams) add(s);
+  add(bytes);
   add(decoded);
   const auto row_scale = reals(rows);
   for (int64_t tokens : {1, 2, 5, 9}) {
@@ -73,7 +72,7 @@ void check_planes(int window, int count, int64_t rows, int64_t cols, int tile_ro
     PackedRows packed(tokens, cols, group);
     packed.pack(x.data(), tokens);
     std::vector<float> y(tokens * rows);
-    planes_matmul(planes, packed, row_scale.data(), y.data());
+    planes_matmul(planes, packed.view(), row_scale.data(), y.data(), rows);
     add(y);
   }
 }

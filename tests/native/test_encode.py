@@ -25,7 +25,7 @@ from loop_singular_bit.codec import reference
 
 @dataclass(frozen=True)
 class Encoded:
-    streams: list[Bytes]
+    extents: list[Bytes]
     decoded: npt.NDArray[np.int16]
 
 
@@ -33,19 +33,20 @@ def encode(
     target: Floats, panels: Floats | None, tables: reference.Tables, tile_rows: int, block: int
 ) -> Encoded:
     rows, cols = target.shape
-    nbytes = _native.stream_bytes(rows, cols, tile_rows)
-    streams = [np.zeros(nbytes, np.uint8) for _ in tables.levels]
+    heights = [min(tile_rows, rows - start) for start in range(0, rows, tile_rows)]
+    planes = len(tables.levels)
+    extents = [np.zeros(planes * _native.plane_bytes(h, cols), np.uint8) for h in heights]
     decoded = np.full(target.shape, 12345, np.int16)
-    _native.encode(target, panels, native(tables), tile_rows, block, streams, decoded)
-    return Encoded(streams, decoded)
+    _native.encode(target, panels, native(tables), tile_rows, block, extents, decoded)
+    return Encoded(extents, decoded)
 
 
 def everywhere_encoded(*arguments: object) -> Encoded:
-    """`encode`, with the same streams and weights on every tier and thread count."""
+    """`encode`, with the same bytes and weights on every tier and thread count."""
 
     def packed() -> Bytes:
         result = encode(*arguments)  # type: ignore[arg-type]
-        return np.concatenate([*result.streams, result.decoded.view(np.uint8).ravel()])
+        return np.concatenate([*result.extents, result.decoded.view(np.uint8).ravel()])
 
     everywhere(packed)
     return encode(*arguments)  # type: ignore[arg-type]
@@ -96,8 +97,8 @@ def test_without_feedback_equals_reference(
     expected = reference.encode_with_feedback(target, None, tables, tile_rows, block)
     np.testing.assert_array_equal(result.decoded, expected)
     shape = (rows, cols, tile_rows)
-    np.testing.assert_array_equal(decode(result.streams, tables, *shape), expected)
-    np.testing.assert_array_equal(reference_decode(result.streams, tables, *shape), expected)
+    np.testing.assert_array_equal(decode(result.extents, tables, *shape), expected)
+    np.testing.assert_array_equal(reference_decode(result.extents, tables, *shape), expected)
 
 
 @pytest.mark.parametrize("window", [4, 5, 6])
@@ -108,8 +109,8 @@ def test_a_path_is_the_best_of_all(window: int) -> None:
     target = floats(rng, 32, 4) * 24
     found = encode(target, None, tables, 32, 4).decoded
     paths = np.arange(256, dtype=np.uint8)
-    streams = np.repeat(paths, 64)  # 256 blocks, tiles of their own: all streams the same
-    values = decode([streams], tables, 256 * 32, 4, 32).reshape(256, 32, 4)
+    tiles = np.repeat(paths, 64)  # 256 blocks, tiles of their own: all streams the same
+    values = decode([tiles], tables, 256 * 32, 4, 32).reshape(256, 32, 4)
     error = (target - values).astype(np.float64) ** 2
     best = error.reshape(256, 8, 16).sum(axis=1).min(axis=0)
     mine = ((target - found).astype(np.float64) ** 2).reshape(8, 16).sum(axis=0)
@@ -124,9 +125,10 @@ def test_bytes_of_padded_columns_are_left_alone(cols: int) -> None:
     rng = np.random.default_rng(cols)
     tables = gaussian_tables(rng, 2, 7)
     result = everywhere_encoded(floats(rng, 70, cols) * 24, None, tables, 64, 4)
-    for stream in result.streams:
-        assert not stream.reshape(3, -1, 16)[:, cols // 4 :].any()
-        assert stream.reshape(3, -1, 16)[:, : cols // 4].any(axis=(0, 2)).all()
+    for tile in result.extents:
+        quads = tile.reshape(-1, -(-cols // 16) * 4, 16)
+        assert not quads[:, cols // 4 :].any()
+        assert quads[:, : cols // 4].any(axis=(0, 2)).all()
 
 
 def correlated(rng: np.random.Generator, cols: int) -> npt.NDArray[np.float64]:
@@ -176,7 +178,7 @@ def test_with_feedback_loses_as_little_as_reference(
         proxy_loss(target, expected, planes, H), rel=0.01
     )
     shape = (rows, cols, tile_rows)
-    np.testing.assert_array_equal(decode(result.streams, tables, *shape), result.decoded)
+    np.testing.assert_array_equal(decode(result.extents, tables, *shape), result.decoded)
 
 
 @pytest.mark.parametrize("block", [4, 8, 16, 32, 64])
@@ -195,7 +197,7 @@ def test_zero_feedback_changes_nothing() -> None:
     zeros = np.zeros((4, 100, 32), np.float32)
     fed, plain = encode(target, zeros, tables, 32, 8), encode(target, None, tables, 32, 8)
     np.testing.assert_array_equal(fed.decoded, plain.decoded)
-    np.testing.assert_array_equal(np.stack(fed.streams), np.stack(plain.streams))
+    np.testing.assert_array_equal(np.concatenate(fed.extents), np.concatenate(plain.extents))
 
 
 @pytest.mark.parametrize("window", range(4, 13))
@@ -209,7 +211,7 @@ def test_targets_beyond_the_tables_are_decoded_as_they_were_encoded(
     for planes in (4, 8):
         tables = random_tables(rng, planes, window)
         result = everywhere_encoded(target, None, tables, 64, 4)
-        np.testing.assert_array_equal(decode(result.streams, tables, 64, 32, 64), result.decoded)
+        np.testing.assert_array_equal(decode(result.extents, tables, 64, 32, 64), result.decoded)
 
 
 @pytest.mark.parametrize("block", [4, 64])
@@ -223,13 +225,13 @@ def test_costs_never_overflow(window: int, block: int) -> None:
     target[:, 4:] *= -1
     target[:, ::2] *= -1
     result = everywhere_encoded(target, None, tables, 64, block)
-    np.testing.assert_array_equal(decode(result.streams, tables, 64, 8, 64), result.decoded)
+    np.testing.assert_array_equal(decode(result.extents, tables, 64, 8, 64), result.decoded)
     expected = reference.encode_with_feedback(target, None, tables, 64, block)
     np.testing.assert_array_equal(result.decoded, expected)
 
 
 TABLES = native(gaussian_tables(np.random.default_rng(0), 2, 4))
-NBYTES = _native.stream_bytes(40, 40, 32)
+NBYTES = 2 * _native.plane_bytes(40, 40)
 
 
 def call(
@@ -237,7 +239,7 @@ def call(
     tile_rows: int = 32,
     block: int = 8,
     panels: Array | None = None,
-    streams: list[Array] | None = None,
+    extents: list[Array] | None = None,
     target: Array | None = None,
     decoded: Array | None = None,
 ) -> None:
@@ -247,7 +249,7 @@ def call(
         TABLES,
         tile_rows,
         block,
-        [np.zeros(NBYTES, np.uint8) for _ in range(2)] if streams is None else streams,
+        [np.zeros(NBYTES, np.uint8)] if extents is None else extents,
         np.zeros((40, cols), np.int16) if decoded is None else decoded,
     )
 
@@ -279,8 +281,9 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
         lambda: call(panels=zeros(1, 40, 32)),
         lambda: call(panels=zeros(2, 36, 32)),
         lambda: call(panels=zeros(2, 40, 16)),
-        lambda: call(streams=[zeros(NBYTES, dtype=np.uint8)]),
-        lambda: call(streams=[zeros(NBYTES - 64, dtype=np.uint8)] * 2),
+        lambda: call(extents=[zeros(NBYTES // 4, dtype=np.uint8)] * 4),
+        lambda: call(extents=[zeros(NBYTES - 64, dtype=np.uint8)]),
+        lambda: call(extents=[zeros(NBYTES + 64, dtype=np.uint8)]),
         lambda: call(decoded=zeros(40, 36, dtype=np.int16)),
         lambda: call(decoded=zeros(39, 40, dtype=np.int16)),
         lambda: call(target=zeros(0, 40), decoded=zeros(0, 40, dtype=np.int16)),
@@ -299,8 +302,8 @@ def test_wrong_values_are_refused(wrong: Callable[[], None]) -> None:
         lambda: call(panels=zeros(2, 40, 32, dtype=np.float64)),
         lambda: call(decoded=zeros(40, 40, dtype=np.int32)),
         lambda: call(decoded=zeros(40, 80, dtype=np.int16)[:, ::2]),
-        lambda: call(streams=[zeros(2 * NBYTES, dtype=np.uint8)[::2]] * 2),
-        lambda: call(streams=[zeros(NBYTES, dtype=np.int8)] * 2),
+        lambda: call(extents=[zeros(2 * NBYTES, dtype=np.uint8)[::2]]),
+        lambda: call(extents=[zeros(NBYTES, dtype=np.int8)]),
     ],
 )
 def test_arrays_are_never_converted(wrong: Callable[[], None]) -> None:

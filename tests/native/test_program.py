@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from native_calls import Floats, everywhere, floats, native, random_streams, random_tables
+from native_calls import Floats, everywhere, floats, native, random_extents, random_tables
 
 from loop_singular_bit import _native
 
@@ -26,7 +26,7 @@ def two_products(rows: int, rng: np.random.Generator) -> list[Floats]:
     x, gain, sign = floats(rng, ROWS_MAX, COLS), floats(rng, COLS), np.ones(COLS, np.float32)
     tables = random_tables(rng, 3, 7)
     weights = [
-        (random_streams(rng, 3, height, COLS, 32), height, COLS, 32, native(tables))
+        (random_extents(rng, 3, height, COLS, 32), height, COLS, 32, native(tables))
         for height in (70, 40)
     ]
     scales = [floats(rng, height) for height in (70, 40)]

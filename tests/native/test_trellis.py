@@ -12,7 +12,7 @@ from native_calls import (
     extreme_tables,
     floats,
     native,
-    random_streams,
+    random_extents,
     random_tables,
     reference_decode,
 )
@@ -47,9 +47,9 @@ def test_decode_equals_reference(window: int) -> None:
     rng = np.random.default_rng(window)
     for planes, shape in sampled(window):
         tables = random_tables(rng, planes, window)
-        streams = random_streams(rng, planes, *shape)
-        decoded = everywhere(lambda s=streams, t=tables, g=shape: decode(s, t, *g))
-        expected = reference_decode(streams, tables, *shape)
+        extents = random_extents(rng, planes, *shape)
+        decoded = everywhere(lambda e=extents, t=tables, g=shape: decode(e, t, *g))
+        expected = reference_decode(extents, tables, *shape)
         np.testing.assert_array_equal(decoded, expected, err_msg=f"{planes} planes, {shape}")
 
 
@@ -59,11 +59,11 @@ def test_decode_reaches_both_ends_of_the_range(window: int, planes: int) -> None
     rng = np.random.default_rng(window)
     tables = extreme_tables(rng, planes, window)
     shape = (96, 64, 64)
-    streams = random_streams(rng, planes, *shape)
-    decoded = everywhere(lambda: decode(streams, tables, *shape))
+    extents = random_extents(rng, planes, *shape)
+    decoded = everywhere(lambda: decode(extents, tables, *shape))
     top = 127 if planes == 4 else 8 * 127 + 127
     assert (decoded.min(), decoded.max()) == (-top, top)
-    np.testing.assert_array_equal(decoded, reference_decode(streams, tables, *shape))
+    np.testing.assert_array_equal(decoded, reference_decode(extents, tables, *shape))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -73,10 +73,10 @@ def test_a_bit_reaches_as_many_steps_as_the_window_has_bits(window: int) -> None
     tables = random_tables(rng, 1, window)
     distinct = reference.Tables(window, tables.hashes, np.arange(16, dtype=np.int8)[None])
     shape = (64, 8, 64)
-    stream = random_streams(rng, 1, *shape)[0]
-    before = decode([stream], distinct, *shape)
+    (tile,) = random_extents(rng, 1, *shape)
+    before = decode([tile], distinct, *shape)
     # Stream 6: row 1 and column 2 of every group and quad. Step 14: block 1, bit 6.
-    changed = stream.copy()
+    changed = tile.copy()
     changed[64 + 6] ^= 1 << 6
     differs = everywhere(lambda: decode([changed], distinct, *shape)) != before
     order = [(row, column) for column in (2, 6) for row in range(1, 64, 4)]
@@ -91,8 +91,8 @@ def test_bytes_of_padded_columns_are_not_read(cols: int, window: int) -> None:
     rng = np.random.default_rng(cols)
     matrix = Matrix(cols, 3, window, (100, cols, 64))
     full, weights = matrix.product(matrix.x, cols), matrix.decoded()
-    for stream in matrix.streams:
-        pad = stream.reshape(4, -1, 16)[:, cols // 4 :]
+    for extent in matrix.extents:
+        pad = extent.reshape(-1, -(-cols // 16) * 4, 16)[:, cols // 4 :]
         pad[:] = rng.integers(0, 256, pad.shape, np.uint8)
     np.testing.assert_array_equal(everywhere(matrix.decoded), weights)
     np.testing.assert_array_equal(everywhere(lambda: matrix.product(matrix.x, cols)), full)
@@ -106,14 +106,14 @@ def test_bytes_of_padded_columns_are_not_read(cols: int, window: int) -> None:
 def test_decode_of_some_rows_is_that_part_of_the_whole(begin: int, count: int) -> None:
     rng = np.random.default_rng(begin)
     shape = (101, 20, 64)
-    tables, streams = random_tables(rng, 6, 10), random_streams(rng, 6, *shape)
+    tables, extents = random_tables(rng, 6, 10), random_extents(rng, 6, *shape)
 
     def part() -> npt.NDArray[np.int16]:
         out = np.full((count, 20), 12345, np.int16)
-        _native.planes_decode(streams, *shape, native(tables), begin, out)
+        _native.planes_decode(extents, *shape, native(tables), begin, out)
         return out
 
-    whole = decode(streams, tables, *shape)
+    whole = decode(extents, tables, *shape)
     np.testing.assert_array_equal(everywhere(part), whole[begin : begin + count])
 
 
@@ -125,22 +125,22 @@ class Matrix:
         self.shape = shape
         self.tables = random_tables(rng, planes, window)
         self.native = native(self.tables)
-        self.streams = random_streams(rng, planes, *shape)
+        self.extents = random_extents(rng, planes, *shape)
         self.row_scale = rng.uniform(0.01, 0.02, shape[0]).astype(np.float32)
         self.x = floats(rng, max(TOKENS), shape[1])
 
     def decoded(self) -> npt.NDArray[np.int16]:
-        return decode(self.streams, self.tables, *self.shape)
+        return decode(self.extents, self.tables, *self.shape)
 
     def product(self, x: Floats, group: int) -> Floats:
         packed = _native.PackedRows(len(x), x.shape[1], group)
         packed.pack(x)
         out = np.full((len(x), self.shape[0]), np.nan, np.float32)
-        _native.planes_matmul(self.streams, *self.shape, self.native, self.row_scale, packed, out)
+        _native.planes_matmul(self.extents, *self.shape, self.native, self.row_scale, packed, out)
         return out
 
     def expected(self, group: int) -> Floats:
-        weight = reference_decode(self.streams, self.tables, *self.shape)
+        weight = reference_decode(self.extents, self.tables, *self.shape)
         q, scale = reference.quantize_rows(self.x, group)
         return reference.planes_matmul(weight, self.row_scale, q, scale)
 
@@ -216,7 +216,7 @@ def test_matmul_reuses_packed_rows_of_another_size() -> None:
             packed.pack(matrix.x[:tokens])
             out = np.empty((tokens, 48), np.float32)
             _native.planes_matmul(
-                matrix.streams, *matrix.shape, matrix.native, matrix.row_scale, packed, out
+                matrix.extents, *matrix.shape, matrix.native, matrix.row_scale, packed, out
             )
             outs.append(out)
         return np.concatenate(outs)
@@ -231,9 +231,20 @@ def test_zero_rows_give_zero() -> None:
     assert (everywhere(lambda: matrix.product(np.zeros((2, 16), np.float32), 16)) == 0).all()
 
 
+def test_how_tiles_are_cut_into_extents_changes_nothing() -> None:
+    matrix = Matrix(3, 5, 9, (300, 36, 64))
+    whole, product = matrix.decoded(), matrix.product(matrix.x, 36)
+    together = np.concatenate(matrix.extents)
+    tile = 5 * _native.plane_bytes(64, 36)
+    for cuts in ([], [tile], [4 * tile], [tile, 2 * tile, 3 * tile, 4 * tile]):
+        matrix.extents = np.split(together, cuts)
+        np.testing.assert_array_equal(matrix.decoded(), whole)
+        assert matrix.product(matrix.x, 36).tobytes() == product.tobytes()
+
+
 @pytest.mark.parametrize(
-    ("rows", "cols", "tile_rows", "nbytes"),
-    [(1, 4, 32, 64), (32, 16, 32, 64), (33, 16, 32, 128), (32, 20, 32, 128), (96, 36, 64, 576)],
+    ("rows", "cols", "nbytes"),
+    [(1, 4, 64), (32, 16, 64), (33, 16, 128), (32, 20, 128), (96, 36, 576)],
 )
-def test_stream_bytes(rows: int, cols: int, tile_rows: int, nbytes: int) -> None:
-    assert _native.stream_bytes(rows, cols, tile_rows) == nbytes
+def test_plane_bytes(rows: int, cols: int, nbytes: int) -> None:
+    assert _native.plane_bytes(rows, cols) == nbytes

@@ -14,16 +14,17 @@ from loop_singular_bit import _native
 
 WINDOWS = range(4, 13)
 TABLES = native(random_tables(np.random.default_rng(0), 2, 4))
-NBYTES = _native.stream_bytes(40, 8, 32)
+NBYTES = 2 * _native.plane_bytes(40, 8)
+TILE = 2 * _native.plane_bytes(32, 8)
 NO_HASHES = np.zeros((2, 16), np.uint8)
 
 
-def streams_of(nbytes: int = NBYTES, count: int = 2) -> list[Bytes]:
-    return [np.zeros(nbytes, np.uint8)] * count
+def extents_of(*nbytes: int) -> list[Bytes]:
+    return [np.zeros(n, np.uint8) for n in nbytes or (NBYTES,)]
 
 
 def call_decode(
-    streams: Sequence[npt.NDArray[Any]] | None = None,
+    extents: Sequence[npt.NDArray[Any]] | None = None,
     rows: int = 40,
     cols: int = 8,
     tile_rows: int = 32,
@@ -31,7 +32,7 @@ def call_decode(
     out: npt.NDArray[Any] | None = None,
 ) -> None:
     out = np.empty((40, 8), np.int16) if out is None else out
-    given: Any = streams_of() if streams is None else streams
+    given: Any = extents_of() if extents is None else extents
     _native.planes_decode(given, rows, cols, tile_rows, TABLES, begin, out)
 
 
@@ -41,7 +42,7 @@ def call_matmul(
     packed = _native.PackedRows(tokens, cols, cols)
     packed.pack(np.zeros((tokens, cols), np.float32))
     out = np.empty((2, 40), np.float32) if out is None else out
-    _native.planes_matmul(streams_of(), 40, 8, 32, TABLES, np.ones(scales, np.float32), packed, out)
+    _native.planes_matmul(extents_of(), 40, 8, 32, TABLES, np.ones(scales, np.float32), packed, out)
 
 
 def levels_of(planes: int, value: int = 1, size: int = 16) -> Int8s:
@@ -54,6 +55,8 @@ def tables(levels: Int8s, window: int = 7) -> _native.PlaneTables:
 
 def test_the_calls_below_work_when_nothing_is_wrong() -> None:
     call_decode()
+    call_decode(extents_of(TILE, NBYTES - TILE))
+    call_decode(extents_of(0, TILE, 0, NBYTES - TILE))
     call_matmul()
     assert tables(levels_of(8)).count == 8
 
@@ -61,11 +64,15 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: call_decode(streams_of(count=1)),
-        lambda: call_decode(streams_of(count=3)),
         lambda: call_decode([]),
-        lambda: call_decode(streams_of(NBYTES - 1)),
-        lambda: call_decode(streams_of(NBYTES + 64)),
+        lambda: call_decode(extents_of(0)),
+        lambda: call_decode(extents_of(TILE)),
+        lambda: call_decode(extents_of(TILE - 64, NBYTES - TILE + 64)),
+        lambda: call_decode(extents_of(NBYTES - 64, 64)),
+        lambda: call_decode(extents_of(NBYTES - 1)),
+        lambda: call_decode(extents_of(NBYTES + 1)),
+        lambda: call_decode(extents_of(NBYTES + TILE)),
+        lambda: call_decode(extents_of(NBYTES, TILE)),
         lambda: call_decode(cols=6),
         lambda: call_decode(cols=0),
         lambda: call_decode(rows=0),
@@ -82,10 +89,10 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
         lambda: call_matmul(tokens=3),
         lambda: call_matmul(cols=12),
         lambda: call_matmul(scales=39),
-        lambda: call_matmul(out=np.empty((2, 41), np.float32)),
-        lambda: _native.stream_bytes(32, 4, 0),
-        lambda: _native.stream_bytes(32, 6, 32),
-        lambda: _native.stream_bytes(32, 4, 16),
+        lambda: call_matmul(out=np.empty((2, 39), np.float32)),
+        lambda: _native.plane_bytes(0, 4),
+        lambda: _native.plane_bytes(32, 0),
+        lambda: _native.plane_bytes(32, 6),
         lambda: tables(levels_of(1), 3),
         lambda: tables(levels_of(1), 13),
         lambda: tables(levels_of(1), 0),
@@ -112,8 +119,9 @@ def test_wrong_values_are_refused(call: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: call_decode([np.zeros(2 * NBYTES, np.uint8)[::2]] * 2),
-        lambda: call_decode([np.zeros(NBYTES, np.int8)] * 2),
+        lambda: call_decode([np.zeros(2 * NBYTES, np.uint8)[::2]]),
+        lambda: call_decode([np.zeros(NBYTES, np.int8)]),
+        lambda: call_decode([np.zeros((2, NBYTES // 2), np.uint8)]),
         lambda: call_decode(out=np.empty((40, 16), np.int16)[:, ::2]),
         lambda: call_decode(out=np.empty((40, 8), np.int32)),
         lambda: call_decode(out=np.asfortranarray(np.empty((40, 8), np.int16))),

@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
 from loop_singular_bit.codec import outliers as outliers_module
 from loop_singular_bit.codec import planes as planes_module
 from loop_singular_bit.codec.numbers import DenseKind, from_bf16, from_pattern, to_bf16
@@ -179,7 +178,5 @@ class Planes:
         )  # fmt: skip
 
     def extent_bytes(self, rows: int, cols: int, dtype: str) -> dict[str, int]:
-        stream = _native.stream_bytes(rows, cols, self.options.tile_rows)
-        planes = {f"plane{k + 1}": stream for k in range(self.options.planes)}
         sparse = _sparse_bytes(rows, cols, self.outlier_ratio, dtype)
-        return {"scale": 2 * rows} | sparse | planes
+        return {"scale": 2 * rows} | sparse | dict(self.options.tiling(rows, cols).extent_bytes())

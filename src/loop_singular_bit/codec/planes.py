@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +13,14 @@ from loop_singular_bit.codec.numbers import from_bf16, to_bf16
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.tables import native_tables, table_set
+from loop_singular_bit.codec.tiling import TILE_ROWS, Tiling, extent_rows_of
 from loop_singular_bit.codec.weights import PlanesWeight
 
 Floats = npt.NDArray[np.float32]
 
-TILE_ROWS = 1024
 BLOCK_MAX = 64
 PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
-CHUNK_ROWS = 2048  # rows encoded at a time, whole tiles: bounds the memory of a large embedding
-ROW_TILE_ROWS = 32  # row-addressable: an embedding reads one low tile for a token
+CHUNK_ROWS = 2048  # rows encoded at a time, whole extents: bounds the memory of a large embedding
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class PlaneOptions:
     window: int = 7
     block: int = 4
     tile_rows: int = TILE_ROWS
+
+    def tiling(self, rows: int, cols: int) -> Tiling:
+        """How a matrix [rows, cols] is cut. Raises ValueError for an impossible tile_rows."""
+        return Tiling(rows, cols, self.planes, self.tile_rows, extent_rows_of(self.tile_rows))
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,19 @@ def encode(
     H [cols, cols] and panels (feedback_panels of H) are in the rotated basis; without them the
     error is not fed back and plain squared error is reported.
     """
-    rows, cols = W.shape
-    streams = _empty_streams(rows, cols, options)
-    row_scale = np.empty(rows, np.float32)
+    tiling = options.tiling(*W.shape)
+    extents = tuple(np.zeros(nbytes, np.uint8) for _, nbytes in tiling.extent_bytes())
+    row_scale = np.empty(len(W), np.float32)
     sums = np.zeros(4)
-    for start in range(0, rows, CHUNK_ROWS):
-        part = slice(start, min(start + CHUNK_ROWS, rows))
+    at_once = max(CHUNK_ROWS // tiling.extent_rows, 1)
+    for first in range(0, len(extents), at_once):
+        part = slice(first * tiling.extent_rows, (first + at_once) * tiling.extent_rows)
         rotated = transform.weights(np.ascontiguousarray(W[part], np.float32))
-        whole, upto = _native.stream_bytes, part.stop
-        first = whole(start, cols, options.tile_rows) if start else 0
-        views = [stream[first : whole(upto, cols, options.tile_rows)] for stream in streams]
+        views = extents[first : first + at_once]
         unit, decoded = _encode_rows(rotated, options, panels, views)
         row_scale[part], found = _refit(rotated, decoded, unit, H)
         sums += found
-    window, tile_rows = options.window, options.tile_rows
-    weight = PlanesWeight(
-        rows, cols, window, tile_rows, tuple(streams), row_scale, transform, outliers
-    )
+    weight = PlanesWeight(tiling, options.window, extents, row_scale, transform, outliers)
     error, power, lost, all_power = sums
     relative = float(error / power) if power > 0 else 0.0
     return weight, EncodeReport(relative, float(lost / all_power) if all_power > 0 else 0.0)
@@ -93,15 +93,15 @@ def _encode_rows(
     rotated: Floats,
     options: PlaneOptions,
     panels: Floats | None,
-    streams: list[npt.NDArray[np.uint8]],
+    extents: Sequence[npt.NDArray[np.uint8]],
 ) -> tuple[Floats, npt.NDArray[np.int16]]:
-    """Fills the streams of whole tiles of rows; the unit of each row and the decoded integers."""
+    """Fills the extents of some rows; the unit of each row and the decoded integers."""
     unit = _row_units(rotated, table_set(options.window).sigma)
     decoded = np.empty(rotated.shape, np.int16)
     native = native_tables(options.window, options.planes)
     block = options.block if panels is not None else BLOCK_MAX
     target = rotated / unit[:, None]
-    _native.encode(target, panels, native, options.tile_rows, block, streams, decoded)
+    _native.encode(target, panels, native, options.tile_rows, block, extents, decoded)
     return unit, decoded
 
 
@@ -110,11 +110,6 @@ def _row_units(rotated: Floats, sigma: float) -> Floats:
     power = np.einsum("rc,rc->r", rotated, rotated, dtype=np.float64) / rotated.shape[1]
     unit = (np.sqrt(power) / sigma).astype(np.float32)
     return np.where(unit > 0, unit, np.float32(1))
-
-
-def _empty_streams(rows: int, cols: int, options: PlaneOptions) -> list[npt.NDArray[np.uint8]]:
-    nbytes = _native.stream_bytes(rows, cols, options.tile_rows)
-    return [np.zeros(nbytes, np.uint8) for _ in range(options.planes)]
 
 
 def _refit(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
 from loop_singular_bit.codec import outliers as outliers_module
 from loop_singular_bit.codec.numbers import DenseKind, from_bf16, from_pattern, to_bf16
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN
+from loop_singular_bit.codec.tiling import Tiling
 from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight, Weight
 from loop_singular_bit.errors import FormatError
 
@@ -73,12 +73,14 @@ def pack_weight(weight: Weight, input_name: str = "") -> Payload:
 def _pack_planes(weight: PlanesWeight, input_name: str) -> Payload:
     attributes: dict[str, Attribute] = {
         "rows": weight.rows, "cols": weight.cols, "window": weight.window,
-        "planes": len(weight.streams), "tile_rows": weight.tile_rows, "input": input_name,
+        "planes": weight.planes, "tile_rows": weight.tiling.tile_rows,
+        "extent_rows": weight.tiling.extent_rows, "input": input_name,
     }  # fmt: skip
     extents: dict[str, npt.NDArray[np.generic]] = {"scale": to_bf16(weight.row_scale)}
     if weight.outliers is not None:
         _pack_outliers(weight.outliers, attributes, extents)
-    extents |= {f"plane{k + 1}": stream for k, stream in enumerate(weight.streams)}
+    names = (name for name, _ in weight.tiling.extent_bytes())
+    extents |= zip(names, weight.extents, strict=True)
     return Payload("planes", attributes, extents)
 
 
@@ -93,6 +95,9 @@ def _pack_outliers(
     extents["outlier_counts"] = outliers.counts
     extents["outlier_index"] = outliers.index
     extents["outlier_values"] = outliers.values
+
+
+_TILE_ROWS_MAX = 1 << 20
 
 
 class _Fields:
@@ -110,6 +115,13 @@ class _Fields:
         value = self._attributes.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise self.refuse(f"{name} is {value!r}, expected {least}..{most}")
+        return value
+
+    def multiple(self, name: str, unit: int) -> int:
+        """Rows: a multiple of `unit`."""
+        value = self.integer(name, unit, _TILE_ROWS_MAX)
+        if value % unit:
+            raise self.refuse(f"{name} is {value}, expected a multiple of {unit}")
         return value
 
     def choice(self, name: str, *allowed: str) -> str:
@@ -199,20 +211,17 @@ def _unpack_planes(
         raise fields.refuse(f"input {name!r} is {found}, expected {cols} columns")
     if cols % 4:
         raise fields.refuse(f"cols is {cols}, expected a multiple of 4")
-    tile_rows = fields.integer("tile_rows", 32, 1 << 20)
-    if tile_rows % 32:
-        raise fields.refuse(f"tile_rows is {tile_rows}, expected a multiple of 32")
-    window, planes = (
-        fields.integer("window", WINDOW_MIN, WINDOW_MAX),
-        fields.integer("planes", 1, 8),
-    )
-    nbytes = _native.stream_bytes(rows, cols, tile_rows)
-    streams = tuple(
-        fields.array(f"plane{k + 1}", np.uint8, nbytes).view(np.uint8) for k in range(planes)
+    window = fields.integer("window", WINDOW_MIN, WINDOW_MAX)
+    tile_rows = fields.multiple("tile_rows", 32)
+    planes, extent_rows = fields.integer("planes", 1, 8), fields.multiple("extent_rows", tile_rows)
+    tiling = Tiling(rows, cols, planes, tile_rows, extent_rows)
+    extents = tuple(
+        fields.array(name, np.uint8, nbytes).view(np.uint8)
+        for name, nbytes in tiling.extent_bytes()
     )
     outliers = _unpack_outliers(fields, rows, cols) if fields.has_outliers() else None
     scale = fields.scale("scale", rows)
-    return PlanesWeight(rows, cols, window, tile_rows, streams, scale, transform, outliers)
+    return PlanesWeight(tiling, window, extents, scale, transform, outliers)
 
 
 def _unpack_outliers(fields: _Fields, rows: int, cols: int) -> Outliers:

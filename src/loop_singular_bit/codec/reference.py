@@ -71,22 +71,28 @@ def window_levels(window: int, hashes: Bytes) -> npt.NDArray[np.int64]:
     return np.asarray(bits >> 8 ^ hashed, np.int64)
 
 
-def level_indices(
-    stream: Bytes, window: int, hashes: Bytes, rows: int, cols: int, tile_rows: int
-) -> npt.NDArray[np.intp]:
-    """Level index of every weight [rows, cols] of one plane."""
-    blocks = stream.reshape(padded_rows(rows) // BLOCK_ROWS, -1, STREAMS)[:, : cols // QUAD]
-    level_of = window_levels(window, hashes)
-    out = np.zeros((padded_rows(rows), cols), np.intp)
+def tile_planes(
+    extents: Sequence[Bytes], planes: int, rows: int, cols: int, tile_rows: int
+) -> list[Bytes]:
+    """The planes [planes, blocks, quads, 16] of every tile; extents are tiles one after another."""
+    quads = -(-cols // STRIP) * STRIP // QUAD
+    blocks = np.concatenate(extents).reshape(-1, quads, STREAMS)
+    found = []
     for start, stop in tile_ranges(rows, tile_rows):
-        bits = unpack_windows(blocks[start // BLOCK_ROWS : stop // BLOCK_ROWS])
-        index = level_of[bits >> (WINDOW_MAX - window)]
-        out[start:stop] = from_streams(index, stop - start, cols)
-    return out[:rows]
+        part = blocks[planes * start // BLOCK_ROWS : planes * stop // BLOCK_ROWS]
+        found.append(part.reshape(planes, -1, quads, STREAMS)[:, :, : cols // QUAD])
+    return found
+
+
+def level_indices(blocks: Bytes, window: int, hashes: Bytes) -> npt.NDArray[np.intp]:
+    """Level index of each weight [padded rows, cols] of a plane [blocks, quads, 16]."""
+    rows, cols = len(blocks) * BLOCK_ROWS, blocks.shape[1] * QUAD
+    index = window_levels(window, hashes)[unpack_windows(blocks) >> (WINDOW_MAX - window)]
+    return from_streams(index, rows, cols)
 
 
 def decode_planes(
-    streams: Sequence[Bytes],
+    extents: Sequence[Bytes],
     window: int,
     hashes: Bytes,
     levels: Int8s,
@@ -94,16 +100,19 @@ def decode_planes(
     cols: int,
     tile_rows: int,
 ) -> npt.NDArray[np.int16]:
-    """Integer weights [rows, cols] from one stream per plane, hashes [2, 16], levels [planes, 16].
+    """Integer weights [rows, cols] from a record's extents, hashes [2, 16], levels [planes, 16].
 
     Up to four planes their sum; beyond, 8 x (first four) + (the rest).
     """
-    out = np.zeros((rows, cols), np.int16)
-    for plane, stream in enumerate(streams):
-        wide = len(levels) > PLANES_PER_GROUP and plane < PLANES_PER_GROUP
-        index = level_indices(stream, window, hashes, rows, cols, tile_rows)
-        out += (GROUP_RATIO if wide else 1) * levels[plane].astype(np.int16)[index]
-    return out
+    tiles = []
+    for tile in tile_planes(extents, len(levels), rows, cols, tile_rows):
+        total = np.zeros((tile.shape[1] * BLOCK_ROWS, cols), np.int16)
+        for plane, blocks in enumerate(tile):
+            wide = len(levels) > PLANES_PER_GROUP and plane < PLANES_PER_GROUP
+            index = level_indices(blocks, window, hashes)
+            total += (GROUP_RATIO if wide else 1) * levels[plane].astype(np.int16)[index]
+        tiles.append(total)
+    return np.concatenate(tiles)[:rows]
 
 
 def viterbi(

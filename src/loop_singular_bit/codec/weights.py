@@ -19,6 +19,7 @@ from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.program import Program
 from loop_singular_bit.codec.rotation import InputTransform, activation_group
 from loop_singular_bit.codec.tables import native_tables
+from loop_singular_bit.codec.tiling import Tiling
 
 Floats = npt.NDArray[np.float32]
 
@@ -128,25 +129,35 @@ class DenseWeight:
 class PlanesWeight:
     """W ~ S + diag(row_scale) (integer planes) V diag(s_in).
 
-    streams    u8 per plane, laid out as native/layout.h says
+    extents    u8 each: tiles of planes, laid out as native/layout.h says, cut as `tiling` says
     row_scale  float32 [rows] (bfloat16 values): s_out for one integer unit
     """
 
-    rows: int
-    cols: int
+    tiling: Tiling
     window: int
-    tile_rows: int
-    streams: tuple[npt.NDArray[np.uint8], ...]
+    extents: tuple[npt.NDArray[np.uint8], ...]
     row_scale: Floats
     transform: InputTransform
     outliers: Outliers | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.tiling.rows
+
+    @property
+    def cols(self) -> int:
+        return self.tiling.cols
+
+    @property
+    def planes(self) -> int:
+        return self.tiling.planes
 
     @cached_property
     def _arguments(
         self,
     ) -> tuple[list[npt.NDArray[np.uint8]], int, int, int, _native.PlaneTables]:
-        tables = native_tables(self.window, len(self.streams))
-        return list(self.streams), self.rows, self.cols, self.tile_rows, tables
+        tables = native_tables(self.window, self.planes)
+        return list(self.extents), self.rows, self.cols, self.tiling.tile_rows, tables
 
     def multiply(self, inputs: InputRows, out: Floats) -> None:
         """Records out = x W^T, `correction` left out."""

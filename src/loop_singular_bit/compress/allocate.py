@@ -16,8 +16,9 @@ from loop_singular_bit.codec.codecs import (
     Uniform1,
 )
 from loop_singular_bit.codec.outliers import SKIP
-from loop_singular_bit.codec.planes import ROW_TILE_ROWS, TILE_ROWS, PlaneOptions
+from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
+from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import InputSite
@@ -275,7 +276,7 @@ def _attributes(codec: Codec, tensor: TensorSpec, dtype: str) -> dict[str, int |
         options = codec.options
         found |= {
             "window": options.window, "planes": options.planes, "tile_rows": options.tile_rows,
-            "input": input_name(tensor),
+            "extent_rows": options.tiling(rows, cols).extent_rows, "input": input_name(tensor),
         }  # fmt: skip
     if ratio:
         found |= {

@@ -88,16 +88,15 @@ def memory_rate() -> float:
 def kernel_rate(planes: int, window: int, tokens: int = 1) -> float:
     """Multiply-adds a second of `tokens` rows with planes that stay in cache, all threads."""
     rows, cols = KERNEL_SHAPE
-    nbytes = _native.stream_bytes(rows, cols, KERNEL_TILE)
-    rng = np.random.default_rng(planes)
-    streams = [rng.integers(0, 256, nbytes, np.uint8) for _ in range(planes)]
+    nbytes = planes * _native.plane_bytes(rows, cols)
+    extents = [np.random.default_rng(planes).integers(0, 256, nbytes, np.uint8)]
     packed = _native.PackedRows(tokens, cols, KERNEL_GROUP)
     packed.pack(np.ones((tokens, cols), np.float32))
     scale, out = np.ones(rows, np.float32), np.empty((tokens, rows), np.float32)
     shape = (rows, cols, KERNEL_TILE, native_tables(window, planes))
 
     def multiply() -> None:
-        _native.planes_matmul(streams, *shape, scale, packed, out)
+        _native.planes_matmul(extents, *shape, scale, packed, out)
 
     return best_rate(multiply, float(rows * cols * tokens))
 
@@ -158,5 +157,5 @@ def _shape(model: Model) -> tuple[int, int]:
     """Planes and window of the first layer's largest matrix; 1 and 7 where it has no planes."""
     weight = model.engine.network.layer(0).down
     if isinstance(weight, PlanesWeight):
-        return len(weight.streams), weight.window
+        return weight.planes, weight.window
     return 1, 7

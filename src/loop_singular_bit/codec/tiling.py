@@ -1,0 +1,41 @@
+"""How a matrix in planes is cut into tiles, and those put into extents: docs/format.md, "Tiles"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loop_singular_bit import _native
+
+TILE_ROWS = 1024
+ROW_TILE_ROWS = 32  # rows that are looked up one by one: all that one of them needs is little
+EXTENT_ROWS = 1024
+
+
+def extent_rows_of(tile_rows: int) -> int:
+    """Rows of an extent that a writer chooses: as many whole tiles as fit EXTENT_ROWS."""
+    if tile_rows < 32 or tile_rows % 32:
+        raise ValueError(f"{tile_rows} tile rows: must be a multiple of 32")
+    return max(EXTENT_ROWS // tile_rows, 1) * tile_rows
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A matrix [rows, cols] of `planes` planes.
+
+    tile_rows    rows of a tile: its bytes are plane after plane and depend on no other tile
+    extent_rows  rows of an extent: whole tiles, one after another
+    The last tile and the last extent may be lower.
+    """
+
+    rows: int
+    cols: int
+    planes: int
+    tile_rows: int
+    extent_rows: int
+
+    def extent_bytes(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of every extent, in the order of their rows."""
+        for number, start in enumerate(range(0, self.rows, self.extent_rows)):
+            height = min(self.extent_rows, self.rows - start)
+            yield f"tiles{number}", self.planes * _native.plane_bytes(height, self.cols)

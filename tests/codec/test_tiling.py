@@ -1,0 +1,42 @@
+"""docs/format.md, "Tiles"."""
+
+from __future__ import annotations
+
+import pytest
+
+from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS, Tiling, extent_rows_of
+
+
+@pytest.mark.parametrize(
+    ("tile_rows", "extent_rows"),
+    [(32, 1024), (96, 960), (288, 864), (1024, 1024), (1056, 1056), (4096, 4096)],
+)
+def test_extents_are_as_many_whole_tiles_as_fit_1024_rows(tile_rows: int, extent_rows: int) -> None:
+    assert extent_rows_of(tile_rows) == extent_rows
+
+
+@pytest.mark.parametrize("tile_rows", [-32, 0, 16, 31, 48])
+def test_tiles_are_whole_blocks(tile_rows: int) -> None:
+    with pytest.raises(ValueError, match=f"^{tile_rows} tile rows: must be a multiple of 32"):
+        extent_rows_of(tile_rows)
+
+
+@pytest.mark.parametrize(
+    ("tiling", "nbytes"),
+    [
+        (Tiling(1, 4, 1, 32, 32), [64]),  # a block of 32 rows and 16 columns
+        (Tiling(96, 16, 3, 32, 64), [2 * 3 * 64, 3 * 64]),
+        (Tiling(100, 20, 2, 64, 64), [2 * 2 * 128, 2 * 2 * 128]),
+        (Tiling(2048, 576, 4, TILE_ROWS, 1024), [1024 * 576 // 2] * 2),
+    ],
+)
+def test_bytes_of_extents(tiling: Tiling, nbytes: list[int]) -> None:
+    names = [f"tiles{number}" for number in range(len(nbytes))]
+    assert dict(tiling.extent_bytes()) == dict(zip(names, nbytes, strict=True))
+
+
+def test_the_extents_of_a_large_lookup_table_are_few() -> None:
+    tiling = Tiling(151_936, 896, 6, ROW_TILE_ROWS, extent_rows_of(ROW_TILE_ROWS))
+    extents = list(tiling.extent_bytes())
+    assert len(extents) == 149
+    assert sum(nbytes for _, nbytes in extents) == 151_936 * 896 * 6 // 8
