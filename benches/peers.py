@@ -74,7 +74,10 @@ def main() -> None:
     options = parser.parse_args()
     contenders = {f"ours {path.name}": (ours, path) for path in options.artefacts}
     runs: dict[str, list[dict[str, Any]]] = {}
-    sizes = {name: (path / "model.lsb").stat().st_size for name, (_, path) in contenders.items()}
+    sizes = {
+        name: sum(file.stat().st_size for file in path.glob("model*.lsb"))
+        for name, (_, path) in contenders.items()
+    }
     for _ in range(options.rounds):
         for name, (run, path) in contenders.items():
             runs.setdefault(name, []).append(run(path, options.threads))

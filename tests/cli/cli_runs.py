@@ -45,9 +45,10 @@ def flip_data_bit(artefact: Path) -> None:
     """One bit of a tensor in the middle of the weights."""
     path = artefact / "model.lsb"
     with ContainerReader.open(path) as reader:
-        extent = reader.record("layers.1.gate").extents[-1]
+        name = reader.record("layers.1.gate").extents[-1].name
+        piece = reader.piece("layers.1.gate", name)
     data = bytearray(path.read_bytes())
-    data[extent.offset + extent.size_bytes // 2] ^= 4
+    data[piece.offset + piece.size_bytes // 2] ^= 4
     path.write_bytes(data)
 
 

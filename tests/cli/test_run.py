@@ -94,4 +94,4 @@ def test_an_artefact_of_a_future_version_is_refused(
 ) -> None:
     future = copied(tiny_artefact, tmp_path / "future")
     set_version(future, 7)
-    assert lsb("run", future, "hello").refused(4, "version: found 7, expected 0")
+    assert lsb("run", future, "hello").refused(4, "version: found 7, expected 1")

@@ -40,8 +40,8 @@ def test_a_truncated_file_is_refused(tiny_artefact: Path, tmp_path: Path, lsb: C
 
 def test_a_future_version_is_refused(tiny_artefact: Path, tmp_path: Path, lsb: Command) -> None:
     future = copied(tiny_artefact, tmp_path / "future")
-    set_version(future, 1)
-    assert lsb("verify", future, "-q").refused(4, "version: found 1, expected 0")
+    set_version(future, 2)
+    assert lsb("verify", future, "-q").refused(4, "version: found 2, expected 1")
 
 
 def test_a_config_of_another_model_is_refused(

@@ -62,6 +62,33 @@ def test_buffer_lives_as_long_as_its_arrays() -> None:
 
 
 @LINUX
+def test_parts_of_a_buffer_share_its_memory_and_keep_it() -> None:
+    whole = AlignedBuffer(4 * PAGE_BYTES)
+    address = whole.array.ctypes.data
+    part = whole.part(PAGE_BYTES, 2 * PAGE_BYTES).part(PAGE_BYTES, PAGE_BYTES)
+    assert part.size_bytes == PAGE_BYTES
+    assert part.array.ctypes.data == address + 2 * PAGE_BYTES
+    part.view[3] = 9
+    assert whole.array[2 * PAGE_BYTES + 3] == 9
+    del whole
+    assert part.array[3] == 9
+
+
+@pytest.mark.parametrize(
+    ("start", "size_bytes", "message"),
+    [
+        (1, PAGE_BYTES, "not pages"),
+        (0, 5, "not pages"),
+        (0, 0, "of 8192 bytes"),
+        (-PAGE_BYTES, PAGE_BYTES, "of 8192 bytes"),
+        (PAGE_BYTES, 2 * PAGE_BYTES, "of 8192 bytes"),
+    ],
+)
+def test_parts_are_whole_pages_inside(start: int, size_bytes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlignedBuffer(2 * PAGE_BYTES).part(start, size_bytes)
+
+
 def test_buffer_is_private_memory() -> None:
     buffer = AlignedBuffer(PAGE_BYTES)
     address = buffer.array.ctypes.data

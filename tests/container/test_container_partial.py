@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loop_singular_bit.container import partial
 from loop_singular_bit.container.partial import PartialFile
 from loop_singular_bit.errors import ResourceError, UsageError
 
@@ -18,7 +19,8 @@ def test_commit_gives_the_name_and_discard_removes_all(tmp_path: Path) -> None:
     file = PartialFile(tmp_path / "a")
     file.write(2, b"xy")
     assert _names(tmp_path) == ["a.partial"]
-    file.commit(4)
+    file.finish(4)
+    file.publish()
     file.discard()
     assert (tmp_path / "a").read_bytes() == b"\0\0xy"
     other = PartialFile(tmp_path / "b")
@@ -32,7 +34,7 @@ def test_wrong_length_is_not_committed(tmp_path: Path) -> None:
     file = PartialFile(tmp_path / "a")
     file.write(0, b"xy")
     with pytest.raises(AssertionError, match="wrote 2 bytes, planned 3"):
-        file.commit(3)
+        file.finish(3)
     file.discard()
     assert _names(tmp_path) == []
 
@@ -54,8 +56,9 @@ def test_dangling_link_counts_as_existing(tmp_path: Path) -> None:
 def test_target_that_appears_while_writing_is_kept(tmp_path: Path) -> None:
     file = PartialFile(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"other")
+    file.finish(0)
     with pytest.raises(UsageError, match="exists"):
-        file.commit(0)
+        file.publish()
     file.discard()
     assert (tmp_path / "a").read_bytes() == b"other"
     assert _names(tmp_path) == ["a"]
@@ -66,7 +69,8 @@ def test_overwrite_keeps_the_old_file_until_the_end(tmp_path: Path) -> None:
     file = PartialFile(tmp_path / "a", overwrite=True)
     file.write(0, b"new!")
     assert (tmp_path / "a").read_bytes() == b"old"
-    file.commit(4)
+    file.finish(4)
+    file.publish()
     assert (tmp_path / "a").read_bytes() == b"new!"
 
 
@@ -74,7 +78,8 @@ def test_what_a_killed_process_left_is_reused(tmp_path: Path) -> None:
     (tmp_path / "a.partial").write_bytes(b"x" * 100)
     file = PartialFile(tmp_path / "a")
     file.write(3, b"y")
-    file.commit(4)
+    file.finish(4)
+    file.publish()
     assert (tmp_path / "a").read_bytes() == b"\0\0\0y"
     assert _names(tmp_path) == ["a"]
 
@@ -84,7 +89,8 @@ def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     first.write(0, b"first")
     with pytest.raises(UsageError, match=r"a\.partial: another process is writing it"):
         PartialFile(tmp_path / "a", overwrite=True)
-    first.commit(5)
+    first.finish(5)
+    first.publish()
     assert (tmp_path / "a").read_bytes() == b"first"
 
 
@@ -149,7 +155,8 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = PartialFile(tmp_path / "a")
     data = bytes(range(100))
     file.write(0, data)
-    file.commit(100)
+    file.finish(100)
+    file.publish()
     assert (tmp_path / "a").read_bytes() == data
 
 
@@ -160,6 +167,42 @@ def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = PartialFile(tmp_path / "a")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ResourceError, match="a: cannot be written: Input/output error"):
-        file.commit(0)
+        file.finish(0)
     file.discard()
     assert _names(tmp_path) == []
+
+
+def test_tail_is_copied_and_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial, "_COPY_BYTES", 7)
+    one, other = PartialFile(tmp_path / "a"), PartialFile(tmp_path / "b")
+    data = bytes(range(100))
+    one.write(0, data)
+    one.copy_to(40, other, 5)
+    one.truncate(30)
+    one.copy_to(30, other, 0)  # nothing is left to copy
+    for file, size_bytes in ((one, 30), (other, 65)):
+        file.finish(size_bytes)
+        file.publish()
+    assert (tmp_path / "a").read_bytes() == data[:30]
+    assert (tmp_path / "b").read_bytes() == bytes(5) + data[40:]
+
+
+@pytest.mark.parametrize("call", ["pread", "ftruncate"])
+def test_failing_disk_while_a_tail_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    one, other = PartialFile(tmp_path / "a"), PartialFile(tmp_path / "b")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(ResourceError, match="a: cannot be written: Input/output error"):
+        one.truncate(0) if call == "ftruncate" else one.copy_to(0, other, 0)
+    one.discard()
+    other.discard()
+    assert _names(tmp_path) == []
+
+
+def test_directory_that_cannot_be_made_durable(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="none: cannot be written: No such file"):
+        partial.sync_directory(tmp_path / "none")

@@ -156,7 +156,7 @@ def test_damaged_weights_are_reported_by_both_networks(tiny_artefact: Path, tmp_
     directory = tmp_path / "a"
     shutil.copytree(tiny_artefact, directory)
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
-        (offset,) = (e.offset for e in reader.record("layers.1.up").extents if e.name == "tiles0")
+        offset = reader.piece("layers.1.up", "tiles0").offset
     with (directory / WEIGHTS_FILE).open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]

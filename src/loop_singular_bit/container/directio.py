@@ -13,6 +13,7 @@ import stat
 import sys
 from enum import Enum
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +61,21 @@ class AlignedBuffer:
             raise ResourceError(
                 f"no memory for a buffer of {rounded_bytes} bytes: {error}"
             ) from error
-        self._array: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
-        self._view = memoryview(memory)
+        self._take(memoryview(memory))
+
+    def _take(self, view: memoryview) -> None:
+        self._view = view
+        self._array: npt.NDArray[np.uint8] = np.frombuffer(view, np.uint8)
+
+    def part(self, start: int, size_bytes: int) -> Self:
+        """Bytes [start, start + size_bytes), whole pages, as a buffer on the same memory."""
+        if start % PAGE_BYTES or size_bytes % PAGE_BYTES:
+            raise ValueError(f"part [{start}, +{size_bytes}): not pages")
+        if start < 0 or size_bytes <= 0 or start + size_bytes > self.size_bytes:
+            raise ValueError(f"part [{start}, +{size_bytes}) of {self.size_bytes} bytes")
+        part = object.__new__(type(self))
+        part._take(self._view[start : start + size_bytes])
+        return part
 
     @property
     def size_bytes(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +12,8 @@ import msgspec
 from loop_singular_bit.errors import FormatError
 
 BLOCK_BYTES = 262_144
+SHARD_BYTES = 5_000_000_000
+SHARD_BYTES_MIN = 4096
 INDEX_BYTES_MAX = 256 * 1024 * 1024
 DEPTH_MAX = 32
 INTEGER_MAX = 2**63 - 1
@@ -26,18 +27,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 Crc = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}\Z")]
 
 
-class Extent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A byte range of the file. `first_block` is the number of its first checksum block."""
+class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A named byte range. Where it lies follows from what comes before it (layout.lay_out)."""
 
     name: Name
-    offset: Count
-    size_bytes: Count = msgspec.field(name="bytes")
-    first_block: Count = msgspec.field(name="checksums")
-
-    @property
-    def end(self) -> int:
-        """Offset of the first byte behind it."""
-        return self.offset + self.size_bytes
+    size_bytes: Count
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,29 +43,16 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     extents: Annotated[tuple[Extent, ...], msgspec.Meta(min_length=1)]
 
 
-class ChecksumTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the table of block checksums lies, and its own CRC-32C in hexadecimal digits."""
-
-    offset: Count
-    size_bytes: Count = msgspec.field(name="bytes")
-    crc32c: Crc
-
-
 class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a container says about its bytes. `runs` holds first record numbers."""
 
     block_bytes: Count
-    checksums: ChecksumTable
     meta: dict[str, Any]
     optional: tuple[Extent, ...]
     records: tuple[Record, ...]
     runs: tuple[Count, ...]
-
-    def extents(self) -> Iterator[Extent]:
-        """Every extent in file order, the optional ones last."""
-        for record in self.records:
-            yield from record.extents
-        yield from self.optional
+    shard_bytes: Count
+    table_crc32c: Crc
 
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
@@ -95,7 +76,7 @@ def encode_index(index: Index) -> bytes:
 def decode_index(data: bytes) -> Index:
     """An index whose every value is valid by itself. Raises FormatError naming the value.
 
-    What values must be to each other (layout.check_layout) is not looked at.
+    What values must be to each other (layout.check_index) is not looked at.
     """
     try:
         index = _DECODER.decode(data)
@@ -106,6 +87,7 @@ def decode_index(data: bytes) -> Index:
     except RecursionError as error:
         raise FormatError(f"index: nested deeper than {DEPTH_MAX}") from error
     check_block_bytes(index.block_bytes)
+    check_shard_bytes(index.shard_bytes)
     check_values("index meta", index.meta)
     for record in index.records:
         check_values(f"index record {record.name!r} attributes", record.attributes)
@@ -130,6 +112,14 @@ def check_block_bytes(block_bytes: int) -> None:
         raise FormatError(
             f"index block_bytes: found {block_bytes}, expected a power of two from "
             f"{_BLOCK_BYTES_ALLOWED[0]} to {_BLOCK_BYTES_ALLOWED[-1]}"
+        )
+
+
+def check_shard_bytes(shard_bytes: int) -> None:
+    """Refuses a shard limit that the format does not allow."""
+    if not SHARD_BYTES_MIN <= shard_bytes <= INTEGER_MAX:
+        raise FormatError(
+            f"index shard_bytes: found {shard_bytes}, expected {SHARD_BYTES_MIN} to {INTEGER_MAX}"
         )
 
 
@@ -183,7 +173,7 @@ def _explain(message: str, data: bytes) -> str:
         where = "index"
         for key, number in re.findall(r"\.([a-z0-9_]+)|\[(\d+)\]", path):
             value = value[key] if key else value[int(number)]
-            label = value.get("name") if isinstance(value, dict) else None
+            label = _label(value)
             where += f" {key}" if key else f"[{number}]"
             if number and isinstance(label, str):
                 where += f" {label!r:.80}"
@@ -192,3 +182,10 @@ def _explain(message: str, data: bytes) -> str:
         return f"index{path.rstrip('`')}: {reason}"
     found = "" if isinstance(value, dict) else f", found {value!r:.80}"
     return f"{where}: {reason}{found}"
+
+
+def _label(value: Any) -> Any:
+    """The name of a record or of an extent."""
+    if isinstance(value, dict):
+        return value.get("name")
+    return value[0] if isinstance(value, list) and value else None

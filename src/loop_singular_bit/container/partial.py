@@ -10,11 +10,12 @@ from pathlib import Path
 
 from loop_singular_bit.errors import ResourceError, UsageError
 
+_COPY_BYTES = 4 * 1024 * 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PartialFile:
-    """`<path>.partial`, exclusively locked, until `commit` gives it its name.
+    """`<path>.partial`, exclusively locked, until `publish` gives it its name.
 
     The name is fixed so that what a killed process leaves is reused, not piled up; the lock tells
     such a file from one that is being written. The new file is empty.
@@ -50,26 +51,50 @@ class PartialFile:
                 raise self._full(end - offset - done, self._free_bytes()) from error
             raise self._failed(error) from error
 
-    def commit(self, size_bytes: int) -> None:
-        """Makes the file, which is `size_bytes` long, durable and gives it its name."""
+    def copy_to(self, start: int, other: PartialFile, offset: int) -> None:
+        """Copies the bytes from `start` to the end to `offset` of another file."""
+        while data := self._read(start):
+            other.write(offset, data)
+            start, offset = start + len(data), offset + len(data)
+
+    def truncate(self, size_bytes: int) -> None:
+        """Drops the bytes from `size_bytes` on."""
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def finish(self, size_bytes: int) -> None:
+        """Makes the file, which is `size_bytes` long, durable."""
         try:
             found_bytes = os.fstat(self._fd).st_size
             if found_bytes != size_bytes:
                 raise AssertionError(f"wrote {found_bytes} bytes, planned {size_bytes}")
             os.fsync(self._fd)
-            self._refuse_existing()
-            os.replace(self._partial, self._path)
-            self._close()
-            _fsync_directory(self._path.parent)
         except OSError as error:
             raise self._failed(error) from error
 
+    def publish(self) -> None:
+        """Gives the finished file its name; `sync_directory` makes that durable."""
+        self._refuse_existing()
+        try:
+            os.replace(self._partial, self._path)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._close()
+
     def discard(self) -> None:
-        """Removes the file. Does nothing after `commit` or a second time."""
+        """Removes the file. Does nothing after `publish` or a second time."""
         if self._fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 self._partial.unlink()
             self._close()
+
+    def _read(self, offset: int) -> bytes:
+        try:
+            return os.pread(self._fd, _COPY_BYTES, offset)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _open_locked(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -110,9 +135,13 @@ class PartialFile:
         return ResourceError(f"{self._path}: cannot be written: {error.strerror}")
 
 
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable. Raises ResourceError."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error

@@ -15,35 +15,43 @@ from loop_singular_bit._native import crc32c
 from loop_singular_bit.container.checksum import block_crc32c
 from loop_singular_bit.container.index import (
     BLOCK_BYTES,
+    SHARD_BYTES,
     Extent,
     Record,
     check_block_bytes,
     check_name,
+    check_shard_bytes,
     check_values,
     encode_index,
 )
 from loop_singular_bit.container.layout import (
     Layout,
+    Piece,
     Placer,
-    Preamble,
     RecordPlan,
-    pack_preamble,
-    place_record,
+    checked_record,
     plan_layout,
 )
-from loop_singular_bit.container.partial import PartialFile
+from loop_singular_bit.container.preamble import (
+    Preamble,
+    ShardPreamble,
+    artefact_id,
+    pack_preamble,
+    pack_shard_preamble,
+)
+from loop_singular_bit.container.shards import PartialShards
 from loop_singular_bit.errors import FormatError
 
 Payload = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 
 class ContainerWriter:
-    """A container on its way to `path`, as a context manager.
+    """A container on its way to `path` and its further shards, as a context manager.
 
-    Bytes go to `<path>.partial`, which takes its final name when the block ends well and is
-    removed when it does not. Raises UsageError when `path` exists (unless `overwrite`) or another
-    process is writing it, ResourceError when the disk fails or is full, FormatError for what
-    docs/format.md does not allow.
+    Bytes go to `<path>.partial` and the like, which take their final names when the block ends
+    well and are removed when it does not. Raises UsageError when a file exists (unless
+    `overwrite`) or another process is writing it, ResourceError when the disk fails or is full,
+    FormatError for what docs/format.md does not allow.
     """
 
     def __init__(
@@ -53,21 +61,26 @@ class ContainerWriter:
         *,
         overwrite: bool = False,
         block_bytes: int = BLOCK_BYTES,
+        shard_bytes: int = SHARD_BYTES,
         expected_bytes: int = 0,
     ) -> None:
-        """`expected_bytes` (a Layout's file_bytes) refuses a disk with less room at once."""
+        """`expected_bytes` (a Layout's file_bytes) refuses a disk with less room at once.
+
+        A run that would make a shard longer than `shard_bytes` begins the next one.
+        """
         check_block_bytes(block_bytes)
+        check_shard_bytes(shard_bytes)
         self._block_bytes = block_bytes
-        self._placer = Placer(block_bytes)
+        self._shard_bytes = shard_bytes
+        self._placer = Placer(block_bytes, shard_bytes)
         self._plans: list[RecordPlan] = []
-        self._records: list[Record] = []
         self._names: set[str] = set()
         self._optional: dict[str, int] = {}
         self._checksums: list[int] = []
         self._begins_run = False
         self._meta: dict[str, Any] = {}
         self.set_meta(meta or {})
-        self._file = PartialFile(path, overwrite, expected_bytes)
+        self._files = PartialShards(path, overwrite, expected_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +95,7 @@ class ContainerWriter:
             if error is None:
                 self._finish()
         finally:
-            self._file.discard()
+            self._files.discard()
 
     def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Replaces the object for the layers above; the one set last is written."""
@@ -100,18 +113,18 @@ class ContainerWriter:
         attributes: Mapping[str, Any],
         extents: Mapping[str, Payload],
     ) -> Record:
-        """Writes a record, its extents in the order given, and returns where it lies."""
+        """Writes a record, its extents in the order given, and returns it as a reader will."""
         if name in self._names:
             raise FormatError(f"record name: {name!r} stands twice, expected once")
         self._refuse_after_optional(name)
         views = {key: _bytes_of(f"record {name!r}", key, data) for key, data in extents.items()}
         sizes = {key: len(view) for key, view in views.items()}
         plan = RecordPlan(name, kind, dict(attributes), sizes, self._begins_run)
-        record = place_record(self._placer, plan)
-        for extent, view in zip(record.extents, views.values(), strict=True):
-            self._write(extent, view)
+        record = checked_record(plan)
+        self._place(record)
+        for piece, view in zip(self._placer.pieces[-len(views) :], views.values(), strict=True):
+            self._write(piece, view)
         self._plans.append(plan)
-        self._records.append(record)
         self._names.add(name)
         self._begins_run = False
         return record
@@ -122,33 +135,45 @@ class ContainerWriter:
         if name in self._optional:
             raise FormatError(f"optional extent name: {name!r} stands twice, expected once")
         view = _bytes_of("optional", name, data)
-        self._write(self._placer.extent(name, len(view)), view)
+        self._placer.optional(Extent(name, len(view)))
+        self._write(self._placer.pieces[-1], view)
         self._optional[name] = len(view)
 
     def layout(self) -> Layout:
-        """The layout of the file if it ended here."""
-        return plan_layout(self._plans, self._meta, self._optional, self._block_bytes)
+        """The layout of the artefact if it ended here."""
+        return plan_layout(
+            self._plans, self._meta, self._optional, self._block_bytes, self._shard_bytes
+        )
 
-    def _write(self, extent: Extent, view: memoryview) -> None:
+    def _place(self, record: Record) -> None:
+        shards = len(self._placer.ends)
+        self._placer.record(record, self._begins_run)
+        if len(self._placer.ends) > shards:
+            self._files.next_shard(self._placer.ends[-2])
+
+    def _write(self, piece: Piece, view: memoryview) -> None:
         for start in range(0, len(view), self._block_bytes):
             block = view[start : start + self._block_bytes]
             self._checksums.append(block_crc32c(len(self._checksums), block))
-        self._file.write(extent.offset, view)
+        self._files.write(piece.offset, view, piece.shard)
 
     def _finish(self) -> None:
         layout = self.layout()
-        if layout.index.records != tuple(self._records):
+        if list(layout.pieces) != self._placer.pieces:
             raise AssertionError("the records written are not where the layout has them")
         table = np.array(self._checksums, "<u4").tobytes()
-        checksums = msgspec.structs.replace(layout.index.checksums, crc32c=f"{crc32c(table):08x}")
-        index = encode_index(msgspec.structs.replace(layout.index, checksums=checksums))
-        preamble = Preamble(
-            layout.index_offset, layout.index_bytes, layout.file_bytes, crc32c(index)
-        )
-        self._file.write(checksums.offset, table)
-        self._file.write(layout.index_offset, index)
-        self._file.write(0, pack_preamble(preamble))
-        self._file.commit(layout.file_bytes)
+        digits = f"{crc32c(table):08x}"
+        index = encode_index(msgspec.structs.replace(layout.index, table_crc32c=digits))
+        sizes = layout.shard_file_bytes
+        first = Preamble(layout.index_offset, layout.index_bytes, sizes[0], crc32c(index))
+        self._files.write(layout.table_offset, table, 0)
+        self._files.write(layout.index_offset, index, 0)
+        self._files.write(0, pack_preamble(first), 0)
+        bound_to = artefact_id(table, index)
+        for number, size_bytes in enumerate(sizes[1:], 1):
+            preamble = ShardPreamble(number, size_bytes, bound_to)
+            self._files.write(0, pack_shard_preamble(preamble), number)
+        self._files.commit(sizes)
 
     def _refuse_after_optional(self, name: str) -> None:
         if self._optional:
