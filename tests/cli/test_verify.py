@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 from cli_runs import Command, copied, flip_data_bit, set_version
+from sharded import resharded
+
+from loop_singular_bit.cli.show import size_text
 
 
 def test_a_sound_artefact(tiny_artefact: Path, lsb: Command) -> None:
@@ -36,6 +39,18 @@ def test_a_truncated_file_is_refused(tiny_artefact: Path, tmp_path: Path, lsb: C
     size = (damaged / "model.lsb").stat().st_size
     os.truncate(damaged / "model.lsb", size - 1)
     assert lsb("verify", damaged, "-q").refused(4, "model.lsb", str(size), str(size - 1))
+
+
+def test_shards_are_verified_and_missed(tiny_artefact: Path, tmp_path: Path, lsb: Command) -> None:
+    shards = resharded(tiny_artefact, tmp_path / "several", 4096)[1:]
+    total = sum(path.stat().st_size for path in (tmp_path / "several").glob("*.lsb"))
+    assert size_text(total) in lsb("verify", tmp_path / "several", "-q").out
+    data = shards[0].read_bytes()
+    shards[0].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert lsb("verify", tmp_path / "several", "-q").refused(5, "model-00001.lsb", "crc32c")
+    shards[0].write_bytes(data)
+    shards[-1].unlink()
+    assert lsb("verify", tmp_path / "several", "-q").refused(4, shards[-1].name, "no such file")
 
 
 def test_a_future_version_is_refused(tiny_artefact: Path, tmp_path: Path, lsb: Command) -> None:

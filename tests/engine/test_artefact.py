@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sharded import resharded
 
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.source import open_source
@@ -168,6 +169,17 @@ def test_damaged_weights_are_reported_by_both_networks(tiny_artefact: Path, tmp_
     with pytest.raises(ResourceError, match=r"layers\.1\.up"):
         Engine(network, 1, 16, 16).hidden([1, 2, 3], 0, 0)
     network.close()
+
+
+def test_logits_do_not_depend_on_shards(tiny_artefact: Path, tmp_path: Path) -> None:
+    assert len(resharded(tiny_artefact, tmp_path / "several", 4096)) > 2
+    found = []
+    for directory in (tiny_artefact, tmp_path / "several"):
+        network = StreamedNetwork(directory)
+        engine = Engine(network, 1, 64, 16)
+        found.append(engine.logits(engine.hidden(list(range(5, 45)), 0, 0)[-16:]))
+        network.close()
+    assert np.array_equal(*found)
 
 
 def test_resident_and_streamed_logits_are_bit_identical(tiny_artefact: Path) -> None:

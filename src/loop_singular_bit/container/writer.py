@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +77,7 @@ class ContainerWriter:
         self._plans: list[RecordPlan] = []
         self._names: set[str] = set()
         self._optional: dict[str, int] = {}
-        self._checksums: list[int] = []
+        self._checksums = array("I")
         self._begins_run = False
         self._meta: dict[str, Any] = {}
         self.set_meta(meta or {})
