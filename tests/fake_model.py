@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tiny import write_tiny_model
 
+from loop_singular_bit.engine.draft import DRAFT_MAX
 from loop_singular_bit.engine.text import Text
 
 END_ID = 2
@@ -28,6 +29,8 @@ class FakeSession:
         self.ids: list[int] = []
         self.advances: list[tuple[int, ...]] = []
         self.rewinds: list[int] = []
+        self.looked_at: tuple[int, ...] = ()
+        self.looks: list[tuple[int, ...]] = []
         self._model = model
 
     @property
@@ -43,20 +46,44 @@ class FakeSession:
         assert self.position + len(ids) <= self.context
         self._model.before_advance(self)
         self.ids.extend(ids)
+        self.looked_at = ()
         self.advances.append(tuple(ids))
         return self._model.logits(self.ids)
+
+    def look_ahead(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        assert 0 < len(ids) <= DRAFT_MAX + 1
+        assert self.position + len(ids) <= self.context
+        self._model.before_advance(self)
+        self.looked_at = tuple(ids)
+        self.looks.append(tuple(ids))
+        ends = range(1, len(ids) + 1)
+        return np.stack([self._model.logits([*self.ids, *ids[:end]]) for end in ends])
+
+    def accept(self, count: int) -> None:
+        assert 0 <= count <= len(self.looked_at)
+        self.ids.extend(self.looked_at[:count])
+        self.looked_at = self.looked_at[count:]
 
     def rewind(self, position: int) -> None:
         assert position <= self.position
         del self.ids[position:]
         self.rewinds.append(position)
+        self.looked_at = ()
 
 
 class FakeModel:
-    """`script` fixes the generated ids (by count of generated tokens); else they are hashed."""
+    """`script` fixes the generated ids (by count of generated tokens); else they are hashed.
+
+    order: tokens that the next one depends on (all when None); few of them make texts that repeat.
+    """
 
     def __init__(
-        self, text: Text, *, context: int = 256, script: Sequence[int] | None = None
+        self,
+        text: Text,
+        *,
+        context: int = 256,
+        script: Sequence[int] | None = None,
+        order: int | None = None,
     ) -> None:
         self.name = "fake"
         self.text = text
@@ -65,6 +92,8 @@ class FakeModel:
         self.free = threading.Semaphore(1)
         self.before_advance: Callable[[FakeSession], None] = lambda session: None
         self.script = script
+        self.order = order
+        self.streamed = False
 
     @contextmanager
     def session(self) -> Iterator[FakeSession]:
@@ -76,11 +105,12 @@ class FakeModel:
             self.free.release()
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        digest = hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).digest()
+        seen = ids if self.order is None else ids[-self.order :]
+        digest = hashlib.sha256(np.array(seen, dtype=np.int64).tobytes()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         logits = rng.standard_normal(self.text.vocab).astype(np.float32) * 3
         logits[END_ID] = -20
         if self.script is not None:
-            done = sum(len(advance) == 1 for advance in self.sessions[-1].advances[1:])
-            logits[self.script[done]] = 50
+            done = len(ids) - len(self.sessions[-1].advances[0])
+            logits[self.script[done : done + 1]] = 50  # a draft may look beyond its end
         return logits

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 from fake_model import END_ID, FakeModel, FakeSession, write_tokenizer
+from tiny import TEXT
 
+from loop_singular_bit.engine.draft import DRAFT_MAX, Speculation
 from loop_singular_bit.engine.generate import (
     ContextLengthError,
     Finish,
@@ -13,7 +18,9 @@ from loop_singular_bit.engine.generate import (
     generate,
     rewind_to_shared,
 )
+from loop_singular_bit.engine.runtime import open_model
 from loop_singular_bit.engine.sampler import SamplingOptions
+from loop_singular_bit.engine.session import LanguageModel
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
 
@@ -194,6 +201,109 @@ def test_seed_fixes_the_text(text: Text) -> None:
     assert sample(1) != sample(2)
 
 
+WORDS = "one two three one two three four one two three four one two."
+SAMPLINGS = [SamplingOptions(), *(SamplingOptions(t, seed=s) for t in (0.3, 1.0) for s in (1, 2))]
+
+
+def same(
+    model: LanguageModel, prompt: Sequence[int], options: GenerateOptions, draft: int
+) -> Speculation:
+    """Generates with drafts and without; refuses any difference but in time."""
+    found, left = [], []
+    for longest in (0, draft):
+        with model.session() as session:
+            events = list(generate(model, session, prompt, replace(options, draft=longest)))
+            left.append(session.position)
+        finish = events.pop()
+        assert isinstance(finish, Finish)
+        speculation = finish.speculation
+        found.append([*events, replace(finish, prompt_seconds=0, generation_seconds=0,
+                                       speculation=None)])  # fmt: skip
+    assert found[0] == found[1]
+    assert left[0] == left[1]
+    assert speculation is not None
+    assert speculation.accepted <= speculation.drafted <= speculation.sweeps * draft
+    return speculation
+
+
+@pytest.mark.parametrize("draft", [1, 2, 5, DRAFT_MAX])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_drafts_change_nothing_but_the_sweeps(
+    text: Text, sampling: SamplingOptions, draft: int
+) -> None:
+    results = []
+    for order in (1, 2, None):
+        model = FakeModel(text, context=150, order=order)
+        for first in range(8):
+            limit = (None, 1, 2, 40)[first % 4]
+            options = GenerateOptions(limit, sampling)
+            results.append(same(model, [first, 10, 11, first, 10], options, draft))
+    assert sum(result.drafted for result in results) > 0
+    assert sampling.temperature > 0 or sum(result.accepted for result in results) > 100
+
+
+@pytest.mark.parametrize("draft", [1, 3, DRAFT_MAX])
+@pytest.mark.parametrize("stop", [(), ("four",), ("ee f", "two."), ("absent",), ("one two.",)])
+def test_drafts_stop_at_the_same_place(text: Text, stop: tuple[str, ...], draft: int) -> None:
+    prompt = text.encode("one two three one", special=False)
+    for limit in (None, *range(1, 40, 3)):
+        same(scripted(text, WORDS), prompt, GenerateOptions(limit, stop=stop), draft)
+    assert same(scripted(text, WORDS), prompt, GenerateOptions(), draft).accepted > 3
+
+
+def test_a_real_model_writes_the_same_with_drafts(tiny_artefact: Path) -> None:
+    accepted = 0
+    with open_model(tiny_artefact, threads=1) as model:
+        prompts = [model.text.encode(TEXT[n] + TEXT[n][:20], special=False) for n in (0, 2, 6)]
+        for sampling in SAMPLINGS[:4]:
+            for prompt, draft in zip(prompts, (2, 6, DRAFT_MAX), strict=True):
+                options = GenerateOptions(60, sampling, stop=("zz", "the "))
+                accepted += same(model, prompt, options, draft).accepted
+                accepted += same(model, prompt, GenerateOptions(60, sampling), draft).accepted
+    assert accepted > 0
+
+
+def test_the_session_holds_every_token_but_the_last_at_every_event(text: Text) -> None:
+    options = GenerateOptions(max_tokens=60, draft=DRAFT_MAX)
+    for stop_after in range(1, 61):
+        model = FakeModel(text, order=1)
+        with model.session() as session:
+            events = generate(model, session, PROMPT, options)
+            ids = [event.id for event in islice(events, stop_after) if isinstance(event, Generated)]
+            # `events` is alive: nothing but the events has put the session where it is.
+            assert session.ids == [*PROMPT, *ids[:-1]]
+            rest = generate(model, session, [ids[-1]], replace(options, max_tokens=5))
+            again = [event.id for event in rest if isinstance(event, Generated)]
+        whole, _ = run(FakeModel(text, order=1), replace(options, max_tokens=stop_after + 5))
+        assert [*ids, *again] == [token.id for token in whole]
+
+
+def test_drafts_quote_what_was_cached(text: Text) -> None:
+    cached = [20, 21, 22, 23, 24, 25]
+    looks = []
+    for known in ([], cached):
+        model = FakeModel(text, script=[0, 0, 22, 23, 24, 25])  # from behind the first advance on
+        with model.session() as session:
+            session.advance(cached)
+            options = GenerateOptions(max_tokens=4, draft=3)
+            list(generate(model, session, [20, 21], options, known))
+            looks.append(session.looks)
+    assert looks == [[], [(22, 23, 24)]]
+
+
+@pytest.mark.parametrize(("streamed", "draft", "runs"), [
+    (False, None, False), (True, None, True), (True, 0, False), (False, 4, True),
+])  # fmt: skip
+def test_drafts_by_default_only_when_streamed(
+    text: Text, streamed: bool, draft: int | None, runs: bool
+) -> None:
+    model = FakeModel(text, order=1)
+    model.streamed = streamed
+    _, finish = run(model, GenerateOptions(max_tokens=60, draft=draft))
+    assert (finish.speculation is not None) == runs
+    assert (model.sessions[0].looks != []) == runs
+
+
 @pytest.mark.parametrize(
     ("cached", "ids", "left", "position"),
     [
@@ -221,6 +331,8 @@ def test_rewind_to_shared(
         ({"stop": ("",)}, "0 characters"),
         ({"stop": ("a" * 257,)}, "257 characters"),
         ({"stop": ("a",) * 17}, "17 strings"),
+        ({"draft": -1}, "draft is -1: expected 0 to 15"),
+        ({"draft": 16}, "draft is 16: expected 0 to 15"),
     ],
 )
 def test_options_out_of_range_are_named(fields: dict[str, object], message: str) -> None:

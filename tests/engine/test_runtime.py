@@ -87,6 +87,45 @@ def test_rewind_outside_the_sequence_is_refused(tiny_artefact: Path) -> None:
                 session.rewind(position)
 
 
+def test_looking_ahead_gives_the_bits_of_advancing_and_accepts_a_part(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        session.advance(IDS[:9])
+        one_by_one = [session.advance([token]) for token in IDS[9:25]]
+        session.rewind(9)
+        ahead = session.look_ahead(IDS[9:25])
+        assert session.position == 9
+        assert np.array_equal(ahead, one_by_one)
+        session.look_ahead([*IDS[9:12], 5, 6, 7])
+        session.accept(1)
+        session.accept(2)
+        assert session.position == 12
+        assert np.array_equal(session.advance(IDS[12:25]), one_by_one[-1])
+
+
+@pytest.mark.parametrize("forget", ["nothing", "advance", "rewind"])
+def test_only_what_was_looked_at_is_accepted(tiny_artefact: Path, forget: str) -> None:
+    with open_model(tiny_artefact, threads=1) as model, model.session() as session:
+        session.look_ahead([1, 2])
+        if forget == "advance":
+            session.advance([5])
+        elif forget == "rewind":
+            session.rewind(0)
+        left = 2 if forget == "nothing" else 0
+        for count in (-1, left + 1):
+            with pytest.raises(InputRefusedError, match=f"accept {count} tokens: {left} looked at"):
+                session.accept(count)
+
+
+def test_looking_too_far_ahead_is_refused(tiny_artefact: Path) -> None:
+    with open_model(tiny_artefact, threads=1, context=32) as model, model.session() as session:
+        with pytest.raises(InputRefusedError, match="look at 17 tokens: at most 16"):
+            session.look_ahead([1] * 17)
+        session.advance(IDS[:20])
+        with pytest.raises(InputRefusedError, match=r"20 \+ 13 tokens do not fit a context of 32"):
+            session.look_ahead([1] * 13)
+        assert session.look_ahead([1] * 12).shape == (12, 512)
+
+
 def test_sequences_beside_each_other_do_not_mix(tiny_artefact: Path) -> None:
     with open_model(tiny_artefact, threads=1, sequences=2) as model:
         with model.session() as alone:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loop_singular_bit.cli.options import draft_option
 from loop_singular_bit.errors import InputRefusedError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--min-p", default=0.0, show_default=True, help="Least share of the likeliest.")
 @click.option("--seed", type=int, help="The same seed gives the same conversation.")
 @click.option("--max-tokens", type=int, help="Longest answer [default: up to the context].")
+@draft_option
 @click.option("--system", help="System message the conversation starts with.")
 def chat(
     directory: Path,
@@ -42,6 +44,7 @@ def chat(
     min_p: float,
     seed: int | None,
     max_tokens: int | None,
+    draft: int | None,
     system: str | None,
 ) -> None:
     """Talk with the model in DIRECTORY.
@@ -59,7 +62,7 @@ def chat(
     from loop_singular_bit.engine.sampler import SamplingOptions
 
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, seed)
-    options = GenerateOptions(max_tokens, sampling)
+    options = GenerateOptions(max_tokens, sampling, draft=draft)
     ram_bytes = None if ram_mb is None else ram_mb * 1_000_000
     with (
         open_model(directory, ram_bytes=ram_bytes, context=context, threads=threads) as model,

@@ -16,6 +16,10 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON objec
 quiet_flag = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), help="Threads to use.")
 ram_option = click.option("--ram-mb", type=float, help="Memory of a run [10^6 bytes].")
+draft_option = click.option(
+    "--draft", type=int, metavar="N",
+    help="Longest draft a sweep verifies, 0 for none [default: by where the weights are].",
+)  # fmt: skip
 directory_argument = click.argument(
     "directory", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loop_singular_bit.cli.options import directory_argument, json_flag, ram_option, threads_option
+from loop_singular_bit.cli.options import (
+    directory_argument,
+    draft_option,
+    json_flag,
+    ram_option,
+    threads_option,
+)
 
 
 @click.command("run")
@@ -23,6 +30,7 @@ from loop_singular_bit.cli.options import directory_argument, json_flag, ram_opt
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
 @click.option("--stop", multiple=True, help="End before this string; may be given again.")
 @click.option("--context", type=click.IntRange(1), help="Positions to reserve.")
+@draft_option
 @ram_option
 @threads_option
 @json_flag
@@ -41,7 +49,7 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
     sampling = SamplingOptions(
         flags["temperature"], flags["top_k"], flags["top_p"], flags["min_p"], flags["seed"]
     )
-    options = GenerateOptions(flags["max_tokens"], sampling, tuple(flags["stop"]))
+    options = GenerateOptions(flags["max_tokens"], sampling, tuple(flags["stop"]), flags["draft"])
     ram_bytes = Budgets(ram_mb=flags["ram_mb"]).ram_bytes
     with open_model(
         directory, ram_bytes=ram_bytes, context=flags["context"], threads=flags["threads"]
@@ -65,18 +73,24 @@ def _report(finish: Any, text: str, as_json: bool) -> None:
 
     prompt_rate = finish.prompt_tokens / max(finish.prompt_seconds, 1e-9)
     rate = finish.completion_tokens / max(finish.generation_seconds, 1e-9)
+    speculation = finish.speculation
     if as_json:
         print_json(
             {
                 "text": text, "finish_reason": finish.reason, "prompt_tokens": finish.prompt_tokens,
                 "completion_tokens": finish.completion_tokens, "prompt_per_second": prompt_rate,
                 "generated_per_second": rate, "ram_peak_bytes": peak_rss_bytes(),
+                "speculation": None if speculation is None else asdict(speculation),
             }
         )  # fmt: skip
         return
+    drafts = ""
+    if speculation is not None:
+        drafts = f"{speculation.accepted} of {speculation.drafted} drafted tokens accepted in "
+        drafts += f"{speculation.sweeps} sweeps, "
     click.echo()
     click.echo(
         f"[{finish.prompt_tokens} + {finish.completion_tokens} tokens, {prompt_rate:.0f} and "
-        f"{rate:.1f} tokens/s, peak {peak_rss_bytes() / 1e6:.0f} MB]",
+        f"{rate:.1f} tokens/s, {drafts}peak {peak_rss_bytes() / 1e6:.0f} MB]",
         err=True,
     )

@@ -61,7 +61,8 @@ class Conversation:
         self._interrupted = False
         answer = ""
         try:
-            for event in generate(self._model, self._session, rest, self._options):
+            held = ids[: self._session.position]
+            for event in generate(self._model, self._session, rest, self._options, held):
                 answer += event.text
                 if isinstance(event, Generated):
                     ids.append(event.id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from loop_singular_bit.engine.draft import DRAFT_MAX, DraftedSession, Speculation
 from loop_singular_bit.engine.sampler import Sampler, SamplingOptions
 from loop_singular_bit.engine.session import LanguageModel, Session
 from loop_singular_bit.engine.text import StreamDecoder
@@ -34,6 +35,8 @@ class GenerateOptions:
 
     max_tokens  None goes on to the end of the context
     stop        generation ends before any of these strings
+    draft       longest draft that one sweep verifies; it never changes the text. 0 drafts nothing,
+                None drafts when the weights are streamed from disk
 
     Raises UsageError on a value outside its range.
     """
@@ -41,8 +44,11 @@ class GenerateOptions:
     max_tokens: int | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop: tuple[str, ...] = ()
+    draft: int | None = None
 
     def __post_init__(self) -> None:
+        if self.draft is not None and not 0 <= self.draft <= DRAFT_MAX:
+            raise UsageError(f"draft is {self.draft}: expected 0 to {DRAFT_MAX} tokens")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}: expected at least 1")
         if len(self.stop) > STOP_STRINGS_MAX:
@@ -73,6 +79,7 @@ class Finish:
     completion_tokens   `Generated` events before this one (an end token is not counted)
     prompt_seconds      time the engine took for the prompt
     generation_seconds  time the engine took afterwards, without the time its caller took
+    speculation         what drafts did; None when there were none to be
     """
 
     reason: Literal["stop", "length"]
@@ -81,6 +88,7 @@ class Finish:
     completion_tokens: int
     prompt_seconds: float
     generation_seconds: float
+    speculation: Speculation | None = None
 
 
 def check_prompt(prompt_tokens: int, context: int, cached_tokens: int = 0) -> None:
@@ -109,24 +117,36 @@ def rewind_to_shared(session: Session, cached: Sequence[int], ids: Sequence[int]
 
 
 def generate(
-    model: LanguageModel, session: Session, prompt_ids: Sequence[int], options: GenerateOptions
+    model: LanguageModel,
+    session: Session,
+    prompt_ids: Sequence[int],
+    options: GenerateOptions,
+    cached: Sequence[int] = (),
 ) -> Iterator[Generated | Finish]:
     """Append a prompt to a session and generate from there, one event per token.
 
     Refuses the prompt at once (see `check_prompt`, counting what the session already holds); the
     engine runs only while the iterator is advanced, so that a caller cancels by stopping. The last
-    token is not advanced: afterwards the session holds every token but that one.
+    token is not advanced: at every event the session holds every token but that one.
+
+    cached: the ids the session holds already, where known, for drafts to quote.
     """
     check_prompt(len(prompt_ids), session.context, session.position)
-    return _events(model, session, prompt_ids, options)
+    return _events(model, session, prompt_ids, options, cached)
 
 
 def _events(
-    model: LanguageModel, session: Session, prompt_ids: Sequence[int], options: GenerateOptions
+    model: LanguageModel,
+    session: Session,
+    prompt_ids: Sequence[int],
+    options: GenerateOptions,
+    cached: Sequence[int],
 ) -> Iterator[Generated | Finish]:
     sampler = Sampler(options.sampling)
     output = _Output(StreamDecoder(model.text, prompt_ids), options.stop)
     end_ids = model.text.end_ids
+    draft_max = _draft_max(options, model)
+    drafted = DraftedSession(session, [*cached, *prompt_ids], draft_max)
     started = perf_counter()
     logits = session.advance(prompt_ids)
     resumed = perf_counter()
@@ -146,12 +166,21 @@ def _events(
         if count == options.max_tokens or session.position == session.context:
             reason = "length"
             break
-        logits = session.advance([choice.id])
+        logits = drafted.advance(choice.id, (options.max_tokens or session.context) - count - 1)
     rest = output.flush()
     if output.stopped:
         reason = "stop"
     generation_seconds += perf_counter() - resumed
-    yield Finish(reason, rest, len(prompt_ids), count, prompt_seconds, generation_seconds)
+    speculation = drafted.speculation if draft_max else None
+    yield Finish(
+        reason, rest, len(prompt_ids), count, prompt_seconds, generation_seconds, speculation
+    )
+
+
+def _draft_max(options: GenerateOptions, model: LanguageModel) -> int:
+    if options.draft is not None:
+        return options.draft
+    return DRAFT_MAX if model.streamed else 0
 
 
 class _Output:

@@ -22,6 +22,7 @@ from loop_singular_bit.engine.artefact import (
     layer_sizes,
     read_spec,
 )
+from loop_singular_bit.engine.draft import DRAFT_MAX
 from loop_singular_bit.engine.kv import KVCache, cache_bytes
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.rope import rotary_table
@@ -81,6 +82,7 @@ class SlotSession:
 
     def __init__(self, engine: Engine, slot: int) -> None:
         self._engine, self._slot, self._position = engine, slot, 0
+        self._looked_at = 0  # tokens in the cache behind the position
 
     @property
     def position(self) -> int:
@@ -92,6 +94,28 @@ class SlotSession:
 
     def advance(self, ids: Sequence[int]) -> Floats:
         """Appends ids; logits [vocab] after the last one."""
+        x = self._run(ids)
+        self._position += len(ids)
+        last: Floats = self._engine.logits(x[-1:])[0]
+        return last
+
+    def look_ahead(self, ids: Sequence[int]) -> Floats:
+        """Logits [N, vocab] after each of at most DRAFT_MAX + 1 ids, which `accept` appends."""
+        if len(ids) > DRAFT_MAX + 1:
+            raise InputRefusedError(f"cannot look at {len(ids)} tokens: at most {DRAFT_MAX + 1}")
+        x = self._run(ids)
+        self._looked_at = len(ids)
+        return self._engine.logits(x)
+
+    def accept(self, count: int) -> None:
+        """Appends the first `count` ids looked at and not yet accepted."""
+        if not 0 <= count <= self._looked_at:
+            raise InputRefusedError(f"cannot accept {count} tokens: {self._looked_at} looked at")
+        self._position += count
+        self._looked_at -= count
+
+    def _run(self, ids: Sequence[int]) -> Floats:
+        """Hidden states [N, hidden] of ids behind the position."""
         vocab = self._engine.network.spec.vocab
         if not ids or min(ids) < 0 or max(ids) >= vocab:
             raise InputRefusedError(f"token ids must be at least one, each in 0..{vocab - 1}")
@@ -99,16 +123,14 @@ class SlotSession:
             raise InputRefusedError(
                 f"{self._position} + {len(ids)} tokens do not fit a context of {self.context}"
             )
-        x = self._engine.hidden(ids, self._slot, self._position)
-        self._position += len(ids)
-        last: Floats = self._engine.logits(x[-1:])[0]
-        return last
+        self._looked_at = 0
+        return self._engine.hidden(ids, self._slot, self._position)
 
     def rewind(self, position: int) -> None:
         """Forgets everything from `position` on."""
         if not 0 <= position <= self._position:
             raise InputRefusedError(f"cannot rewind to {position}: position is {self._position}")
-        self._position = position
+        self._position, self._looked_at = position, 0
 
 
 class Model:
@@ -124,6 +146,11 @@ class Model:
     @property
     def context(self) -> int:
         return self.engine.context
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a sweep reads layers from disk."""
+        return not self.engine.network.resident
 
     @contextmanager
     def session(self) -> Iterator[SlotSession]:
@@ -167,9 +194,9 @@ def memory_plan(
     ledger.reserve("layers", layers)
     ledger.reserve("kv", cache_bytes(spec, sequences, context))
     rows = min(PREFILL_ROWS_MAX, context)
-    ledger.reserve(
-        "activations", workspace_bytes(spec, rows) + head_bytes(spec, min(rows, HEAD_ROWS_MAX))
-    )
+    head = head_bytes(spec, min(rows, HEAD_ROWS_MAX))
+    looked_at = 4 * (DRAFT_MAX + 1) * spec.vocab  # logits of a draft
+    ledger.reserve("activations", workspace_bytes(spec, rows) + head + looked_at)
     ledger.reserve("rotary", 4 * context * spec.head_dim)
     return ledger
 

@@ -32,6 +32,18 @@ class Session(Protocol):
         """
         ...
 
+    def look_ahead(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after each of these tokens, [N, vocab], the same bits as advancing one by one
+        gives. The sequence stays as it is; `accept` makes them part of it.
+
+        At most DRAFT_MAX + 1 tokens. Raises ResourceError when the weights cannot be read.
+        """
+        ...
+
+    def accept(self, count: int) -> None:
+        """Append the first `count` tokens looked at and not yet accepted."""
+        ...
+
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on."""
         ...
@@ -49,6 +61,11 @@ class LanguageModel(Protocol):
     @property
     def context(self) -> int:
         """Positions one sequence can hold."""
+        ...
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a sweep reads weights from disk, so that more rows cost little more than one."""
         ...
 
     def session(self) -> AbstractContextManager[Session]:

@@ -90,7 +90,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
             min_p=self.min_p or 0.0,
             seed=None if self.seed is None else self.seed % 2**64,
         )
-        return GenerateOptions(max_tokens, sampling, tuple(stop))
+        # One token a sweep, as the scheduler counts and cancels them.
+        return GenerateOptions(max_tokens, sampling, tuple(stop), draft=0)
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
