@@ -115,6 +115,14 @@ def test_input_that_is_not_utf8_is_refused(directory: Path, model: FakeModel) ->
     assert "not UTF-8" in str(result.exception) or "surrogate" in result.stderr
 
 
+def test_drafts_do_not_change_a_conversation(directory: Path, model: FakeModel) -> None:
+    model.order = 1
+    plain, drafted = (run(directory, "one\ntwo\n", "--draft", n).stdout for n in ("0", "4"))
+    assert plain == drafted
+    assert model.sessions[0].looks == []
+    assert model.sessions[1].looks != []
+
+
 def test_sampling_out_of_range_is_named_before_the_model_opens(
     directory: Path, model: FakeModel
 ) -> None:

@@ -39,6 +39,22 @@ def test_json_is_one_object(tiny_artefact: Path, lsb: Command) -> None:
     assert found["finish_reason"] in ("length", "stop")
 
 
+def test_drafts_change_the_statistics_and_not_the_answer(tiny_artefact: Path, lsb: Command) -> None:
+    flags = ("hello hello hello", "--raw", "--max-tokens", 60)
+    none, drafted = (
+        json.loads(lsb("run", tiny_artefact, *flags, "--draft", n, "--json").out) for n in (0, 6)
+    )
+    assert none["text"] == drafted["text"]
+    assert none["speculation"] is None
+    assert set(drafted["speculation"]) == {"drafted", "accepted", "sweeps"}
+    counts = drafted["speculation"]
+    assert counts["sweeps"] + counts["accepted"] == drafted["completion_tokens"] - 1
+    line = lsb("run", tiny_artefact, *flags, "--draft", 6).err
+    said = f"{counts['accepted']} of {counts['drafted']} drafted tokens accepted"
+    assert f"{said} in {counts['sweeps']} sweeps" in line
+    assert "drafted" not in lsb("run", tiny_artefact, *flags).err  # in memory: no drafts
+
+
 def test_raw_has_no_template_around_the_prompt(tiny_artefact: Path, lsb: Command) -> None:
     plain, chat = (
         json.loads(lsb("run", tiny_artefact, "hello", *FEW, *flags, "--json").out)
@@ -62,6 +78,7 @@ def test_raw_has_no_template_around_the_prompt(tiny_artefact: Path, lsb: Command
         (("--context", "1000"), "1..256"),
         (("--ram-mb", "nan"), "--ram-mb"),
         (("--threads", "0"), "--threads"),
+        (("--draft", "16"), "draft is 16: expected 0 to 15"),
     ],
 )
 def test_a_bad_flag_is_a_usage_error(

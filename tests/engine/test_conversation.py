@@ -6,6 +6,7 @@ import pytest
 from fake_model import END_ID, FakeModel, FakeSession, write_tokenizer
 
 from loop_singular_bit.engine.conversation import Conversation
+from loop_singular_bit.engine.draft import DRAFT_MAX
 from loop_singular_bit.engine.generate import ContextLengthError, Finish, GenerateOptions
 from loop_singular_bit.engine.template import Message
 from loop_singular_bit.engine.text import Text
@@ -87,6 +88,39 @@ def test_interrupted_answer_is_kept_as_far_as_it_goes(text: Text) -> None:
     answer = "".join(event.text for event in events)
     assert conversation.messages[-1] == Message("assistant", answer)
     assert conversation._cached == session.ids
+
+
+def test_turns_with_drafts_are_the_turns_without(text: Text) -> None:
+    answers, looks = [], []
+    for draft in (0, 5):
+        model = FakeModel(text, order=1, context=512)
+        session = FakeSession(model)
+        conversation = Conversation(model, session, GenerateOptions(40, draft=draft))
+        turns = []
+        for content in ("one", "two", "one"):
+            turns.append(say(conversation, content))
+            assert conversation._cached == session.ids
+        answers.append(turns)
+        looks.append(session.looks)
+    assert answers[0] == answers[1]
+    assert looks[0] == []
+    assert looks[1] != []
+
+
+def test_drafts_quote_earlier_turns(text: Text) -> None:
+    written = [*text.encode("Hello to the three of you", special=False), END_ID]
+    model = FakeModel(text, script=written)
+    model.sessions.append(session := FakeSession(model))
+    conversation = Conversation(model, session, GenerateOptions(draft=DRAFT_MAX))
+    first = say(conversation, "one")
+    second_prompt = text.render_chat([*conversation.messages, Message("user", "two")])
+    # A script is counted from behind the first prompt on.
+    model.script = [0] * (len(second_prompt) - len(session.advances[0])) + written
+    *_, finish = conversation.answer("two")
+    assert conversation.messages[-1].content == first
+    assert isinstance(finish, Finish)
+    assert finish.speculation is not None
+    assert finish.speculation.accepted >= len(written) - 3
 
 
 def test_after_an_engine_failure_the_turn_can_be_repeated(text: Text) -> None:

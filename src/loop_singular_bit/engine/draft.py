@@ -20,8 +20,8 @@ from loop_singular_bit.engine.session import Session
 Floats = npt.NDArray[np.float32]
 
 DRAFT_MAX = 15  # tokens of a draft: 16 rows of a sweep, one of them chosen already
-DRAFT_MIN = 2  # a draft that fails does not make the next one shorter than this
-MATCH_MIN, MATCH_MAX = 2, 5  # tokens that have to agree, and enough of them to look no further
+DRAFT_MIN = 3  # failures make drafts no shorter: 4 rows, which the kernels decode weights for once
+MATCH_MIN, MATCH_MAX = 2, 8  # tokens that have to agree, and enough of them to look no further
 CANDIDATES_MAX = 64  # earlier places compared for one draft, the latest first
 
 
@@ -111,8 +111,8 @@ class DraftedSession:
         self._lookup.extend(ids)
         self._draft_max = self._length = draft_max
         self._draft: list[int] = []  # looked at by the last sweep
-        self._logits: Floats = np.empty((0, 0), np.float32)  # after each of them
-        self._taken = 0
+        self._taken = 0  # so many of them came true
+        self._logits: list[Floats] = []  # after the token before them, and after each
         self._drafted = self._accepted = self._sweeps = 0
 
     @property
@@ -130,7 +130,7 @@ class DraftedSession:
         self._session.accept(1)
         self._accepted += 1
         self._taken += 1
-        return self._logits[self._taken - 1]
+        return self._logits[self._taken]
 
     def _sweep(self, token: int, left: int) -> Floats:
         self._adapt()
@@ -141,14 +141,13 @@ class DraftedSession:
         self._sweeps += 1
         if not self._draft:
             return self._session.advance([token])
-        logits = self._session.look_ahead([token, *self._draft])
+        self._logits = list(self._session.look_ahead([token, *self._draft]))
         self._session.accept(1)
-        self._logits = logits[1:]
-        return logits[0]
+        return self._logits[0]
 
     def _adapt(self) -> None:
-        """Longer drafts while all comes true, shorter ones when not."""
-        if self._draft and self._taken == len(self._draft):
-            self._length = min(2 * self._length, self._draft_max)
-        elif self._draft:
-            self._length = min(max(self._taken + 1, DRAFT_MIN), self._draft_max)
+        """Twice the length when all of a draft came true, half of it when not."""
+        if self._draft:
+            whole = self._taken == len(self._draft)
+            length = 2 * self._length if whole else self._length // 2
+            self._length = min(max(length, DRAFT_MIN), self._draft_max)
