@@ -18,6 +18,7 @@ from loop_singular_bit.engine.draft import (
     DraftedSession,
     NgramDraft,
     Speculation,
+    draft_bytes,
 )
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import ResourceError
@@ -81,14 +82,18 @@ def test_ids_of_any_vocabulary_do_not_collide_into_wrong_matches() -> None:
         assert lookup.propose(DRAFT_MAX) == []  # no token comes twice
 
 
-def test_memory_is_taken_once() -> None:
-    lookup = NgramDraft(5000)
+@pytest.mark.parametrize("context", [5000, 8191, 8192])
+def test_memory_is_taken_once_and_as_planned(context: int) -> None:
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    lookup.extend(i * i % 311 for i in range(5000))
-    after = tracemalloc.get_traced_memory()[0]
+    lookup = NgramDraft(context)
+    made = tracemalloc.get_traced_memory()[0]
+    lookup.extend(i * i % 311 for i in range(context))
+    filled = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert after - before < 1000
+    planned = draft_bytes(0, context)
+    assert 12 * context <= planned <= 16 * context + 8
+    assert planned <= made <= planned + 1000
+    assert filled - made < 1000
 
 
 def start(model: FakeModel, prompt: Sequence[int], draft_max: int) -> tuple[FakeSession, int]:

@@ -198,7 +198,7 @@ def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Pat
     message = str(caught.value)
     needed = math.ceil(plans(tiny_artefact)[1] / 1e5) / 10  # a budget that would do
     assert message.startswith(f"--ram-mb 9: the plan needs {needed:.1f} MB (process 54")
-    for holder in ("embedding and head", "layers", "kv", "activations", "rotary"):
+    for holder in ("embedding and head", "layers", "kv", "activations", "drafts", "rotary"):
         assert f"{holder} " in message
     assert message.endswith("; lower --context 256 or raise --ram-mb")
     assert "\n" not in message
@@ -235,6 +235,8 @@ def test_memory_plan_counts_what_is_reserved(tiny_artefact: Path) -> None:
     assert one["process"] >= PROCESS_BYTES
     assert one["embedding and head"] == 50
     assert (one["layers"], two["layers"]) == (700, 900)
+    assert two["drafts"] == 2 * one["drafts"]
+    assert one["drafts"] >= 16 * 4 * spec.vocab
     assert one["kv"] == cache_bytes(spec, 1, 256) == two["kv"] // 2
     assert one["activations"] == two["activations"]
 

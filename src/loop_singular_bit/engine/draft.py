@@ -2,7 +2,7 @@
 
 A sweep that reads its weights from disk costs about as much for several rows as for one. So guess
 the next tokens, run them in one sweep, and keep those that turn out to be what is picked from the
-logits anyway (prompt lookup, after arXiv 2304.04487): the guesses change how many sweeps a text
+logits anyway (arXiv 2304.04487; known as prompt lookup): the guesses change how many sweeps a text
 takes, never the text.
 """
 
@@ -20,7 +20,7 @@ from loop_singular_bit.engine.session import Session
 Floats = npt.NDArray[np.float32]
 
 DRAFT_MAX = 15  # tokens of a draft: 16 rows of a sweep, one of them chosen already
-DRAFT_MIN = 3  # failures make drafts no shorter: 4 rows, which the kernels decode weights for once
+DRAFT_MIN = 3  # drafts that fail do not become shorter: 4 rows cost little more than 1
 MATCH_MIN, MATCH_MAX = 2, 8  # tokens that have to agree, and enough of them to look no further
 CANDIDATES_MAX = 64  # earlier places compared for one draft, the latest first
 
@@ -34,6 +34,11 @@ class Speculation:
     sweeps: int
 
 
+def draft_bytes(vocab: int, context: int) -> int:
+    """Bytes that drafting takes in one sequence: the index, and the logits of the longest draft."""
+    return 8 * context + (4 << context.bit_length()) + 4 * vocab * (DRAFT_MAX + 1)
+
+
 class NgramDraft:
     """The tokens so far, and for each the last place before it with the same two tokens (the hash
     chains of LZ77 compressors). Memory is 12 to 16 bytes a position, taken once."""
@@ -41,8 +46,8 @@ class NgramDraft:
     def __init__(self, capacity: int) -> None:
         """capacity: tokens it may hold."""
         self._count = 0
-        self._tokens = array("i", bytes(4 * capacity))
-        self._previous = array("i", bytes(4 * capacity))
+        self._tokens = array("i", [0]) * capacity
+        self._previous = array("i", [0]) * capacity
         self._latest = array("i", [-1]) * (1 << capacity.bit_length())
 
     def extend(self, ids: Iterable[int]) -> None:

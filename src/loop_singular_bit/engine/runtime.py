@@ -22,7 +22,7 @@ from loop_singular_bit.engine.artefact import (
     layer_sizes,
     read_spec,
 )
-from loop_singular_bit.engine.draft import DRAFT_MAX
+from loop_singular_bit.engine.draft import DRAFT_MAX, draft_bytes
 from loop_singular_bit.engine.kv import KVCache, cache_bytes
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.rope import rotary_table
@@ -194,9 +194,10 @@ def memory_plan(
     ledger.reserve("layers", layers)
     ledger.reserve("kv", cache_bytes(spec, sequences, context))
     rows = min(PREFILL_ROWS_MAX, context)
-    head = head_bytes(spec, min(rows, HEAD_ROWS_MAX))
-    looked_at = 4 * (DRAFT_MAX + 1) * spec.vocab  # logits of a draft
-    ledger.reserve("activations", workspace_bytes(spec, rows) + head + looked_at)
+    ledger.reserve(
+        "activations", workspace_bytes(spec, rows) + head_bytes(spec, min(rows, HEAD_ROWS_MAX))
+    )
+    ledger.reserve("drafts", sequences * draft_bytes(spec.vocab, context))
     ledger.reserve("rotary", 4 * context * spec.head_dim)
     return ledger
 
