@@ -129,7 +129,7 @@ CONTENTS = {
     "planes": ("rows cols window planes tile_rows extent_rows input", "scale tiles0"),
     "planes-outliers": (
         "rows cols window planes tile_rows extent_rows input outliers outlier_dtype outlier_index",
-        "scale outlier_counts outlier_index outlier_values tiles0",
+        "scale tiles0 outlier_counts outlier_index outlier_values",
     ),
 }
 

@@ -40,3 +40,12 @@ def test_the_extents_of_a_large_lookup_table_are_few() -> None:
     extents = list(tiling.extent_bytes())
     assert len(extents) == 149
     assert sum(nbytes for _, nbytes in extents) == 151_936 * 896 * 6 // 8
+
+
+def test_places_of_tiles_follow_each_other() -> None:
+    tiling = Tiling(200, 20, 3, 64, 128)
+    whole, last = 3 * 2 * 128, 3 * 128  # two blocks of two strips, and one block
+    assert [tiling.place(tile) for tile in range(4)] == [
+        ("tiles0", 0, whole), ("tiles0", whole, whole), ("tiles1", 0, whole),
+        ("tiles1", whole, last),
+    ]  # fmt: skip

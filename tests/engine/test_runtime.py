@@ -14,39 +14,32 @@ from loop_singular_bit.budget import Budgets
 from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.pipeline import make_plan, write_artefacts
 from loop_singular_bit.compress.source import open_source
-from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.container import ContainerReader, RecordPlan
 from loop_singular_bit.engine.artefact import (
     WEIGHTS_FILE,
     ResidentNetwork,
     StreamedNetwork,
-    layer_sizes,
     read_spec,
 )
-from loop_singular_bit.engine.kv import cache_bytes
-from loop_singular_bit.engine.runtime import (
-    CONTEXT_DEFAULT,
-    PROCESS_BYTES,
-    Engine,
-    choose_context,
-    memory_plan,
-    open_model,
-)
+from loop_singular_bit.engine.memory_plan import Setting, as_plans, resident_plan, streamed_plan
+from loop_singular_bit.engine.runtime import CONTEXT_DEFAULT, Engine, choose_context, open_model
 from loop_singular_bit.errors import BudgetError, InputRefusedError, UsageError
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(4, 512, 40)]
 
 
-def plans(artefact: Path, context: int = 256) -> tuple[int, int]:
-    """Bytes that the resident and the streamed plan need."""
-    spec = read_spec(artefact)
+def records(artefact: Path) -> list[RecordPlan]:
     with ContainerReader.open(artefact / WEIGHTS_FILE) as reader:
-        sizes = layer_sizes(reader, spec)
-        other = sum(e.size_bytes for r in reader.records for e in r.extents) - sum(sizes)
-    resident, streamed = (
-        memory_plan(spec, sizes, other, context, 1, streamed).total_bytes
-        for streamed in (False, True)
+        return as_plans(reader.records)
+
+
+def plans(artefact: Path, context: int = 256) -> tuple[int, int]:
+    """Bytes that the resident and the smallest streamed plan need."""
+    spec, setting = read_spec(artefact), Setting(context)
+    return (
+        resident_plan(spec, records(artefact), setting).ledger.total_bytes,
+        streamed_plan(spec, records(artefact), setting).ledger.total_bytes,
     )
-    return resident, streamed
 
 
 def test_session_advances_in_one_call_or_in_many(tiny_artefact: Path) -> None:
@@ -175,16 +168,17 @@ def test_context_beyond_the_model_is_refused(tiny_artefact: Path) -> None:
             choose_context(spec, context)
 
 
-def test_budget_chooses_between_memory_and_disk(tiny_artefact: Path) -> None:
-    resident, streamed = plans(tiny_artefact)
-    # Two layers are fewer than the three that streaming holds.
-    assert resident <= streamed
-    with open_model(tiny_artefact, threads=1, ram_bytes=resident) as model:
-        assert isinstance(model.engine.network, ResidentNetwork)
-        assert model.ledger.total_bytes == resident
+def test_budget_chooses_between_memory_and_disk(tmp_path: Path) -> None:
+    artefact = deep_artefact(tmp_path)
+    resident, streamed = plans(artefact)
+    assert streamed < resident
+    for ram_bytes, kind in ((resident, ResidentNetwork), (resident - 1, StreamedNetwork)):
+        with open_model(artefact, threads=1, ram_bytes=ram_bytes) as model:
+            assert isinstance(model.engine.network, kind)
+            assert model.ledger.total_bytes <= ram_bytes
     with (
         pytest.raises(BudgetError, match="lower --context 256 or raise --ram-mb"),
-        open_model(tiny_artefact, threads=1, ram_bytes=resident - 1),
+        open_model(artefact, threads=1, ram_bytes=streamed - 1),
     ):
         pass
 
@@ -198,22 +192,20 @@ def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Pat
     message = str(caught.value)
     needed = math.ceil(plans(tiny_artefact)[1] / 1e5) / 10  # a budget that would do
     assert message.startswith(f"--ram-mb 9: the plan needs {needed:.1f} MB (process 54")
-    for holder in ("embedding and head", "layers", "kv", "activations", "drafts", "rotary"):
+    for holder in ("small weights", "slots", "kv", "activations", "logits", "drafts", "rotary"):
         assert f"{holder} " in message
     assert message.endswith("; lower --context 256 or raise --ram-mb")
     assert "\n" not in message
 
 
-def test_many_layers_within_a_budget_are_streamed_with_the_same_bits(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+def test_any_budget_gives_the_same_bits(tmp_path: Path, share: float) -> None:
     artefact = deep_artefact(tmp_path)
     resident, streamed = plans(artefact)
-    assert streamed < resident
     found = []
-    for ram_bytes, kind in ((None, ResidentNetwork), (streamed, StreamedNetwork)):
+    for ram_bytes in (None, streamed + int(share * (resident - streamed))):
         with open_model(artefact, threads=1, ram_bytes=ram_bytes) as model:
-            assert isinstance(model.engine.network, kind)
+            assert model.streamed == (ram_bytes is not None)
             with model.session() as session:
                 found.append([session.advance(IDS[:9]), session.advance(IDS[9:10])])
     assert np.array_equal(*found)
@@ -226,19 +218,6 @@ def deep_artefact(folder: Path) -> Path:
     (folder / "artefact").mkdir()
     write_artefacts(source, [(plan, folder / "artefact")], None, 0)
     return folder / "artefact"
-
-
-def test_memory_plan_counts_what_is_reserved(tiny_artefact: Path) -> None:
-    spec = read_spec(tiny_artefact)
-    one = memory_plan(spec, [100, 300], 50, 256, 1, streamed=False).entries
-    two = memory_plan(spec, [100, 300], 50, 256, 2, streamed=True).entries
-    assert one["process"] >= PROCESS_BYTES
-    assert one["embedding and head"] == 50
-    assert (one["layers"], two["layers"]) == (700, 900)
-    assert two["drafts"] == 2 * one["drafts"]
-    assert one["drafts"] >= 16 * 4 * spec.vocab
-    assert one["kv"] == cache_bytes(spec, 1, 256) == two["kv"] // 2
-    assert one["activations"] == two["activations"]
 
 
 def test_a_run_imports_only_what_it_needs(tiny_artefact: Path) -> None:

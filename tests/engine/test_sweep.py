@@ -45,6 +45,10 @@ class Altered:
     def layer(self, index: int) -> LayerWeights:
         return self._network.layer(index)
 
+    def begin_layers(self, head_follows: bool) -> None: ...
+
+    def begin_head(self) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def raw(tiny_model: Path) -> Network:

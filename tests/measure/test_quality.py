@@ -35,6 +35,10 @@ class WithHead:
     def layer(self, index: int) -> LayerWeights:
         return self._network.layer(index)
 
+    def begin_layers(self, head_follows: bool) -> None: ...
+
+    def begin_head(self) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def original(tiny_model: Path) -> Network:

@@ -60,7 +60,7 @@ def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     source = open_source(model)
     plan = make_plan(source, options, budgets)
     context = choose_context(source.spec, flags["context"])
-    resident, streamed = run_ram(source, plan, context)
+    resident, streamed = run_ram(source, plan, context, budgets.ram_bytes)
     if budgets.ram_bytes is not None and resident.total_bytes > budgets.ram_bytes:
         streamed.require(budgets.ram_bytes, f"lower --context {context} or raise --ram-mb")
     compress = compress_ram(source, calibration.tokens)

@@ -27,9 +27,7 @@ def verify(directory: Path, quiet: bool) -> None:
     try:
         with progress_on_stderr(quiet) as progress:
             network.reader.verify_all(lambda done, total: progress("verify", done, total))
-            for index in range(network.spec.layers):
-                network.layer(index)
-            network.read_top()
+            network.read_each()
         click.echo(
             f"{directory}: {size_text(network.reader.file_bytes)} verified, all tensors sound"
         )

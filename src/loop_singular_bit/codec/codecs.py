@@ -179,4 +179,4 @@ class Planes:
 
     def extent_bytes(self, rows: int, cols: int, dtype: str) -> dict[str, int]:
         sparse = _sparse_bytes(rows, cols, self.outlier_ratio, dtype)
-        return {"scale": 2 * rows} | sparse | dict(self.options.tiling(rows, cols).extent_bytes())
+        return {"scale": 2 * rows} | dict(self.options.tiling(rows, cols).extent_bytes()) | sparse

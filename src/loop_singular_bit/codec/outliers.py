@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import DenseKind, from_pattern
 from loop_singular_bit.codec.program import Program
 from loop_singular_bit.errors import FormatError, UsageError
@@ -42,6 +43,11 @@ class Outliers:
         """Records out [rows_max, rows] += S x for x [rows_max, cols]."""
         kind = int(DenseKind[self.dtype.upper()])
         program.sparse_matmul(self.counts, self.index, self.values, kind, x, out)
+
+    def add_product_now(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+        """out [T, rows] += S x for x [T, cols]."""
+        kind = int(DenseKind[self.dtype.upper()])
+        _native.sparse_matmul(self.counts, self.index, self.values, kind, x, out)
 
     def columns(self) -> npt.NDArray[np.int64]:
         """Column of every outlier, row after row."""

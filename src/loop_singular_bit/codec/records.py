@@ -7,7 +7,7 @@ here before any kernel sees it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,10 +77,10 @@ def _pack_planes(weight: PlanesWeight, input_name: str) -> Payload:
         "extent_rows": weight.tiling.extent_rows, "input": input_name,
     }  # fmt: skip
     extents: dict[str, npt.NDArray[np.generic]] = {"scale": to_bf16(weight.row_scale)}
-    if weight.outliers is not None:
-        _pack_outliers(weight.outliers, attributes, extents)
     names = (name for name, _ in weight.tiling.extent_bytes())
     extents |= zip(names, weight.extents, strict=True)
+    if weight.outliers is not None:
+        _pack_outliers(weight.outliers, attributes, extents)
     return Payload("planes", attributes, extents)
 
 
@@ -186,7 +186,7 @@ def unpack_weight(
     fields = _Fields(record, attributes, read)
     rows, cols = fields.integer("rows", 1, _SIZE_MAX), fields.integer("cols", 1, _SIZE_MAX)
     if kind == "planes":
-        return _unpack_planes(fields, rows, cols, transforms)
+        return _unpack_planes(fields, _unpack_frame(fields, rows, cols, transforms))
     if kind == "raw":
         dtype = fields.choice("dtype", *_STORED)
         data = fields.array("data", _STORED[dtype], rows, cols)
@@ -201,7 +201,30 @@ def unpack_weight(
     raise fields.refuse(f"kind {kind!r} is not known to this version")
 
 
-def _unpack_planes(
+def unpack_frame(
+    record: str,
+    attributes: Mapping[str, object],
+    read: ReadExtent,
+    transforms: Mapping[str, InputTransform],
+) -> PlanesWeight:
+    """A matrix of kind `planes` with its scale and rotation, without its tiles and outliers."""
+    fields = _Fields(record, attributes, read)
+    rows, cols = fields.integer("rows", 1, _SIZE_MAX), fields.integer("cols", 1, _SIZE_MAX)
+    return _unpack_frame(fields, rows, cols, transforms)
+
+
+def unpack_outliers(
+    record: str, attributes: Mapping[str, object], read: ReadExtent, *, checked: bool = False
+) -> Outliers | None:
+    """The outliers of a matrix, None where it has none. `checked`: they were found valid before."""
+    fields = _Fields(record, attributes, read)
+    if not fields.has_outliers():
+        return None
+    rows, cols = fields.integer("rows", 1, _SIZE_MAX), fields.integer("cols", 1, _SIZE_MAX)
+    return _unpack_outliers(fields, rows, cols, checked)
+
+
+def _unpack_frame(
     fields: _Fields, rows: int, cols: int, transforms: Mapping[str, InputTransform]
 ) -> PlanesWeight:
     name = fields.choice("input")
@@ -215,16 +238,21 @@ def _unpack_planes(
     tile_rows = fields.multiple("tile_rows", 32)
     planes, extent_rows = fields.integer("planes", 1, 8), fields.multiple("extent_rows", tile_rows)
     tiling = Tiling(rows, cols, planes, tile_rows, extent_rows)
+    return PlanesWeight(tiling, window, (), fields.scale("scale", rows), transform)
+
+
+def _unpack_planes(fields: _Fields, frame: PlanesWeight) -> PlanesWeight:
     extents = tuple(
         fields.array(name, np.uint8, nbytes).view(np.uint8)
-        for name, nbytes in tiling.extent_bytes()
+        for name, nbytes in frame.tiling.extent_bytes()
     )
-    outliers = _unpack_outliers(fields, rows, cols) if fields.has_outliers() else None
-    scale = fields.scale("scale", rows)
-    return PlanesWeight(tiling, window, extents, scale, transform, outliers)
+    outliers = None
+    if fields.has_outliers():
+        outliers = _unpack_outliers(fields, frame.rows, frame.cols)
+    return replace(frame, extents=extents, outliers=outliers)
 
 
-def _unpack_outliers(fields: _Fields, rows: int, cols: int) -> Outliers:
+def _unpack_outliers(fields: _Fields, rows: int, cols: int, checked: bool = False) -> Outliers:
     count = fields.integer("outliers", 1, rows * cols)
     dtype = fields.choice("outlier_dtype", *_STORED)
     wide = fields.choice("outlier_index", "columns", "gaps") == "columns"
@@ -233,7 +261,8 @@ def _unpack_outliers(fields: _Fields, rows: int, cols: int) -> Outliers:
     index = fields.array("outlier_index", np.uint16 if wide else np.uint8, -1)
     outliers = Outliers(counts, index, values, dtype)  # type: ignore[arg-type]
     try:
-        outliers_module.validate(outliers, rows, cols)
+        if not checked:
+            outliers_module.validate(outliers, rows, cols)
     except FormatError as error:
         raise fields.refuse(str(error)) from error
     return outliers

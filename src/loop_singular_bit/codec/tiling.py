@@ -39,3 +39,11 @@ class Tiling:
         for number, start in enumerate(range(0, self.rows, self.extent_rows)):
             height = min(self.extent_rows, self.rows - start)
             yield f"tiles{number}", self.planes * _native.plane_bytes(height, self.cols)
+
+    def place(self, tile: int) -> tuple[str, int, int]:
+        """Extent, first byte in it and bytes of a tile."""
+        per_extent = self.extent_rows // self.tile_rows
+        extent, at = divmod(tile, per_extent)
+        height = min(self.tile_rows, self.rows - tile * self.tile_rows)
+        before = self.planes * _native.plane_bytes(self.tile_rows, self.cols)
+        return f"tiles{extent}", at * before, self.planes * _native.plane_bytes(height, self.cols)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,23 @@ class InputRows:
         return self._packed
 
 
-def multiply(inputs: InputRows, products: Sequence[tuple[Weight, Floats]]) -> None:
+class Linear(Protocol):
+    """A matrix that can multiply, wherever its bytes are."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def correction(self) -> Outliers | None:
+        """What is to be added to the product, if anything."""
+        ...
+
+    def multiply(self, inputs: InputRows, out: Floats) -> None:
+        """Records out [rows_max, rows] = x W^T, `correction` left out."""
+        ...
+
+
+def multiply(inputs: InputRows, products: Sequence[tuple[Linear, Floats]]) -> None:
     """Records out [rows_max, rows] = x W^T for several matrices that read the same inputs."""
     for weight, out in products:
         weight.multiply(inputs, out)
@@ -168,6 +185,27 @@ class PlanesWeight:
     def correction(self) -> Outliers | None:
         """What is added to the product of the planes."""
         return self.outliers
+
+    def extent(self, number: int, tiles: npt.NDArray[np.uint8]) -> tuple[int, PlanesWeight]:
+        """The first row of an extent, and its rows as a weight, whose bytes are given; outliers
+        left out."""
+        return self._part(number * self.tiling.extent_rows, self.tiling.extent_rows, tiles)
+
+    def tile(self, number: int, planes: npt.NDArray[np.uint8]) -> tuple[int, PlanesWeight]:
+        """The same of a tile."""
+        return self._part(number * self.tiling.tile_rows, self.tiling.tile_rows, planes)
+
+    def _part(
+        self, start: int, height: int, tiles: npt.NDArray[np.uint8]
+    ) -> tuple[int, PlanesWeight]:
+        stop = min(start + height, self.rows)
+        tiling = replace(self.tiling, rows=stop - start)
+        scale = self.row_scale[start:stop]
+        return start, PlanesWeight(tiling, self.window, (tiles,), scale, self.transform)
+
+    def multiply_rows(self, packed: _native.PackedRows, out: Floats, start: int) -> None:
+        """out [T, start : start + rows] = x W^T, now; outliers left out."""
+        _native.planes_matmul(*self._arguments, self.row_scale, packed, out, start)
 
     def integers(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int16]:
         """Decoded integer weights of rows [start, stop), in the rotated basis."""

@@ -10,26 +10,28 @@ from loop_singular_bit.compress.calibrate import ROWS_MAX
 from loop_singular_bit.compress.original import resident_layers
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.engine.kv import cache_bytes
-from loop_singular_bit.engine.runtime import PROCESS_BYTES, TOKENIZER_BYTES_PER_TOKEN, memory_plan
+from loop_singular_bit.engine.memory_plan import (
+    PROCESS_BYTES,
+    TOKENIZER_BYTES_PER_TOKEN,
+    Setting,
+    resident_plan,
+    streamed_plan,
+)
 from loop_singular_bit.engine.sweep import workspace_bytes
 from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
 
 
-def run_ram(source: Source, plan: Plan, context: int) -> tuple[Ledger, Ledger]:
-    """Memory of a run with one sequence: everything in memory, and layers streamed."""
+def run_ram(
+    source: Source, plan: Plan, context: int, ram_bytes: int | None = None
+) -> tuple[Ledger, Ledger]:
+    """Memory of a run with one sequence: everything in memory, and streamed within a budget (None:
+    the least that runs)."""
     spec = source.spec
     dtypes = {t.name: source.dtype(t) for t in all_tensors(spec)}
-    sizes, other = [0] * spec.layers, 0
-    for record in record_plans(spec, dtypes, plan.codecs):
-        size = sum(record.extents.values())
-        parts = record.name.split(".")
-        if parts[0] == "layers":
-            sizes[int(parts[1])] += size
-        else:
-            other += size
+    records, setting = record_plans(spec, dtypes, plan.codecs), Setting(context)
     return (
-        memory_plan(spec, sizes, other, context, 1, streamed=False),
-        memory_plan(spec, sizes, other, context, 1, streamed=True),
+        resident_plan(spec, records, setting).ledger,
+        streamed_plan(spec, records, setting, ram_bytes).ledger,
     )
 
 

@@ -80,6 +80,12 @@ class OriginalNetwork:
             self._kept[index] = weights
         return weights
 
+    def begin_layers(self, head_follows: bool) -> None:
+        """Nothing runs ahead."""
+
+    def begin_head(self) -> None:
+        """Nothing runs ahead."""
+
     def _vector(self, tensor: TensorSpec) -> Floats:
         stored = self._source.read(tensor)
         return from_pattern(stored.data, stored.dtype)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,13 @@ import numpy.typing as npt
 
 from loop_singular_bit.codec.records import unpack_transform, unpack_vector, unpack_weight
 from loop_singular_bit.codec.rotation import InputTransform
-from loop_singular_bit.codec.weights import Weight
-from loop_singular_bit.container.index import Record
-from loop_singular_bit.container.reader import ContainerReader
-from loop_singular_bit.engine.network import LayerWeights
+from loop_singular_bit.codec.weights import Linear, Weight
+from loop_singular_bit.container import ContainerReader, Record, Span
+from loop_singular_bit.engine.network import Embedding, LayerWeights
+from loop_singular_bit.engine.ring import SLOTS_MIN, Ring
+from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
+from loop_singular_bit.engine.rows_on_disk import rows_on_disk
+from loop_singular_bit.engine.stream import Stream, plan_spans, streamed_matrix
 from loop_singular_bit.engine.sweep import InputSite
 from loop_singular_bit.errors import ConfigError, FormatError
 from loop_singular_bit.models.families import spec_from_config
@@ -66,120 +67,130 @@ def check_records(reader: ContainerReader, spec: ModelSpec) -> None:
 
 
 class ArtefactNetwork:
-    """The weights of an artefact, read on demand; `layer` reads anew on each call."""
+    """The weights of an artefact. Raises FormatError when its records are not the network's."""
 
-    resident = False
+    resident = True
+    streamed = False
+    embedding: Embedding
+    head: Linear
 
     def __init__(self, directory: Path) -> None:
         self.spec = read_spec(directory)
         with ExitStack() as stack:
-            self.reader = ContainerReader.open(directory / WEIGHTS_FILE)
-            stack.callback(self.reader.close)
+            self.reader = stack.enter_context(ContainerReader.open(directory / WEIGHTS_FILE))
             check_records(self.reader, self.spec)
+            self._transforms = {
+                record.name: self._transform(record)
+                for record in self.reader.records
+                if record.kind == "input"
+            }
             self._load()
             stack.pop_all()
 
     def _load(self) -> None:
-        """What is read on opening."""
+        """Reads what stays in memory."""
 
     def close(self) -> None:
         self.reader.close()
 
-    @cached_property
-    def final_norm(self) -> Floats:
-        return self._vector("final_norm")
-
-    @cached_property
-    def embedding(self) -> Weight:
-        return self._weight(self.reader.record("embed"), self._transforms("embed."))
-
-    @cached_property
-    def head(self) -> Weight:
-        if self.spec.tied_head:
-            return self.embedding
-        return self._weight(self.reader.record("head"), self._transforms("head."))
-
-    def read_top(self) -> None:
-        """Reads embedding, head and final norm now rather than on the first token."""
-        self.embedding, self.head, self.final_norm  # noqa: B018
-
     def layer(self, index: int) -> LayerWeights:
-        """Reads one layer."""
-        prefix = f"layers.{index}."
-        transforms = self._transforms(prefix)
-        parts: dict[str, Weight | Floats] = {}
-        for tensor in layer_tensors(self.spec, index):
-            if tensor.role in LINEAR_ROLES:
-                parts[tensor.role.value] = self._weight(self.reader.record(tensor.name), transforms)
+        """One layer, the same object on every call."""
+        return self._layers[index]
+
+    def read_each(self) -> None:
+        """Reads every tensor once, one at a time. Raises FormatError naming an unsound one."""
+        for tensor in all_tensors(self.spec):
+            if len(tensor.shape) == 2:
+                self._weight(tensor.name)
             else:
-                parts[tensor.role.value] = self._vector(tensor.name)
+                self._vector(tensor.name)
+
+    def _read_layers(self) -> None:
+        self.final_norm = self._vector("final_norm")
+        self._layers = [self._read_layer(index) for index in range(self.spec.layers)]
+
+    def begin_layers(self, head_follows: bool) -> None:
+        """A sweep over the layers starts."""
+
+    def begin_head(self) -> None:
+        """A pass over the head starts."""
+
+    def _read_layer(self, index: int) -> LayerWeights:
+        parts: dict[str, Linear | Floats] = {}
+        for tensor in layer_tensors(self.spec, index):
+            linear = tensor.role in LINEAR_ROLES
+            read = self._matrix if linear else self._vector
+            parts[tensor.role.value] = read(tensor.name)
         return LayerWeights(**parts)  # type: ignore[arg-type]
 
-    def _transforms(self, prefix: str) -> dict[str, InputTransform]:
-        return {
-            record.name: unpack_transform(
-                record.name,
-                record.attributes,
-                partial(self.reader.read, record.name),
-            )
-            for record in self.reader.records
-            if record.kind == "input" and record.name.startswith(prefix)
-        }
+    def _transform(self, record: Record) -> InputTransform:
+        read = partial(self.reader.read, record.name)
+        return unpack_transform(record.name, record.attributes, read)
 
     def _vector(self, name: str) -> Floats:
         record = self.reader.record(name)
         return unpack_vector(name, record.attributes, partial(self.reader.read, name))
 
-    def _weight(self, record: Record, transforms: Mapping[str, InputTransform]) -> Weight:
-        return unpack_weight(
-            record.name, record.kind, record.attributes,
-            partial(self.reader.read, record.name), transforms,
-        )  # fmt: skip
+    def _weight(self, name: str) -> Weight:
+        record, read = self.reader.record(name), partial(self.reader.read, name)
+        return unpack_weight(name, record.kind, record.attributes, read, self._transforms)
+
+    def _matrix(self, name: str) -> Linear:
+        return self._weight(name)
 
 
 class ResidentNetwork(ArtefactNetwork):
     """Everything in memory."""
 
-    resident = True
-
     def _load(self) -> None:
-        self._layers = [super(ResidentNetwork, self).layer(i) for i in range(self.spec.layers)]
-        self.read_top()
-
-    def layer(self, index: int) -> LayerWeights:
-        return self._layers[index]
+        self._read_layers()
+        embedding = self._weight("embed")
+        self.embedding = embedding
+        self.head = embedding if self.spec.tied_head else self._weight("head")
 
 
 class StreamedNetwork(ArtefactNetwork):
-    """Embedding, head and norms in memory; layers read from disk, the next one ahead of its use."""
+    """What is small in memory; the matrices of the layers and the head pass by, rows of the
+    embedding are read when they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
+    streamed = True
+
+    def __init__(self, directory: Path, slots: int = SLOTS_MIN, pinned: int = 0) -> None:
+        """slots, pinned: of the ring."""
+        self._slots, self._pinned = slots, pinned
         super().__init__(directory)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lsb-reader")
-        self._ahead: tuple[int, Future[LayerWeights]] | None = None
 
     def _load(self) -> None:
-        self.read_top()
+        head = self.reader.record("embed" if self.spec.tied_head else "head")
+        layers = [span for index in range(self.spec.layers) for span in self._spans(index)]
+        top = plan_spans(self.reader, [head])
+        ring = Ring(self.reader, [*layers, *top], self._slots, self._pinned)
+        self._stream = Stream(ring, layers, top)
+        self._read_layers()
+        self.head = self._matrix(head.name)
+        embed = self.reader.record("embed")
+        on_disk = embed.kind in ROW_KINDS
+        self.embedding = (
+            rows_on_disk(self.reader, embed, self._transforms) if on_disk else self._weight("embed")
+        )
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._stream.close()
         super().close()
 
-    def layer(self, index: int) -> LayerWeights:
-        if self._ahead is not None and self._ahead[0] == index:
-            current = self._ahead[1].result()
-        else:
-            current = super().layer(index)
-        following = (index + 1) % self.spec.layers
-        self._ahead = following, self._pool.submit(super().layer, following)
-        return current
+    def begin_layers(self, head_follows: bool) -> None:
+        self._stream.begin_layers(head_follows)
 
+    def begin_head(self) -> None:
+        self._stream.begin_head()
 
-def layer_sizes(reader: ContainerReader, spec: ModelSpec) -> list[int]:
-    """Bytes of the extents of every layer."""
-    sizes = [0] * spec.layers
-    for record in reader.records:
-        parts = record.name.split(".")
-        if parts[0] == "layers":
-            sizes[int(parts[1])] += sum(extent.size_bytes for extent in record.extents)
-    return sizes
+    def _spans(self, index: int) -> list[Span]:
+        tensors = layer_tensors(self.spec, index)
+        return plan_spans(
+            self.reader, [self.reader.record(t.name) for t in tensors if t.role in LINEAR_ROLES]
+        )
+
+    def _matrix(self, name: str) -> Linear:
+        return streamed_matrix(
+            self.reader, self.reader.record(name), self._transforms, self._stream
+        )

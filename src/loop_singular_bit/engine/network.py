@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit.codec.weights import Weight
+from loop_singular_bit.codec.weights import Linear
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -19,17 +19,25 @@ class LayerWeights:
     """One transformer block. Norm gains and biases are float32 vectors."""
 
     attn_norm: Floats
-    q: Weight
-    k: Weight
-    v: Weight
-    o: Weight
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
     mlp_norm: Floats
-    gate: Weight
-    up: Weight
-    down: Weight
+    gate: Linear
+    up: Linear
+    down: Linear
     q_bias: Floats | None = None
     k_bias: Floats | None = None
     v_bias: Floats | None = None
+
+
+class Embedding(Protocol):
+    """The rows of tokens."""
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """float32 [len(rows), hidden] of the given rows."""
+        ...
 
 
 class Network(Protocol):
@@ -42,18 +50,24 @@ class Network(Protocol):
     def final_norm(self) -> Floats: ...
 
     @property
-    def embedding(self) -> Weight: ...
+    def embedding(self) -> Embedding: ...
 
     @property
-    def head(self) -> Weight:
-        """The embedding itself where it is tied."""
-        ...
+    def head(self) -> Linear: ...
 
     @property
     def resident(self) -> bool:
-        """Whether every layer stays in memory, so that it need not be asked for again."""
+        """Whether `layer` gives the same object on every call, so that it can be kept."""
         ...
 
     def layer(self, index: int) -> LayerWeights:
-        """Weights of one layer, valid until the next call."""
+        """Weights of one layer."""
+        ...
+
+    def begin_layers(self, head_follows: bool) -> None:
+        """A sweep over all layers, in order, starts; whether the head is asked for after it."""
+        ...
+
+    def begin_head(self) -> None:
+        """A pass over the head starts."""
         ...

@@ -21,6 +21,7 @@ from loop_singular_bit.container.reader import ContainerReader, Span
 U8 = npt.NDArray[np.uint8]
 Views = tuple[U8, ...]
 
+SLOTS_MIN = 3  # one in use, one being filled, one waiting
 READERS = 2  # reads in flight: a disk with a queue of its own is busy while a block is checked
 
 

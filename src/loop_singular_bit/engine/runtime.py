@@ -19,14 +19,20 @@ from loop_singular_bit.engine.artefact import (
     ResidentNetwork,
     StreamedNetwork,
     check_records,
-    layer_sizes,
     read_spec,
 )
-from loop_singular_bit.engine.draft import DRAFT_MAX, draft_bytes
-from loop_singular_bit.engine.kv import KVCache, cache_bytes
+from loop_singular_bit.engine.draft import DRAFT_MAX
+from loop_singular_bit.engine.kv import KVCache
+from loop_singular_bit.engine.memory_plan import (
+    HEAD_ROWS_MAX,
+    RunPlan,
+    Setting,
+    as_plans,
+    best_plan,
+)
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import Batch, Head, Sweep, head_bytes, workspace_bytes
+from loop_singular_bit.engine.sweep import Batch, Head, Sweep
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
 from loop_singular_bit.models.spec import ModelSpec
@@ -34,13 +40,6 @@ from loop_singular_bit.models.spec import ModelSpec
 Floats = npt.NDArray[np.float32]
 
 CONTEXT_DEFAULT = 2048
-PREFILL_ROWS_MAX = 256  # rows of one sweep: enough to spread the decoding of a weight
-HEAD_ROWS_MAX = 16  # rows whose logits are computed together
-# Peak resident sets of fresh processes on Linux x86-64 with Python 3.11: interpreter, numpy
-# and this package after the first tokens 47 MB, chat template and command line 7 MB more; the
-# tokenizer of 49152 tokens 35 MB that later allocations do not take over.
-PROCESS_BYTES = 54_000_000
-TOKENIZER_BYTES_PER_TOKEN = 800
 
 
 def usable_cores() -> int:
@@ -67,9 +66,9 @@ class Engine:
         for start in range(0, len(ids), self._sweep.rows_max):
             part = np.asarray(ids[start : start + self._sweep.rows_max], np.int64)
             places = np.arange(len(part), dtype=np.int32) + np.int32(position + start)
-            parts.append(
-                self._sweep.hidden(Batch(part, np.full(len(part), slot, np.int32), places))
-            )
+            batch = Batch(part, np.full(len(part), slot, np.int32), places)
+            last = start + len(part) == len(ids)
+            parts.append(self._sweep.hidden(batch, head_follows=last))
         return np.concatenate(parts)
 
     def logits(self, x: Floats) -> Floats:
@@ -137,20 +136,20 @@ class Model:
     """An opened artefact: text, engine and free slots."""
 
     def __init__(
-        self, name: str, text: Text, engine: Engine, slots: int, ledger: Ledger, reader_backend: str
+        self, name: str, text: Text, engine: Engine, network: ArtefactNetwork, plan: RunPlan
     ) -> None:
-        self.name, self.text, self.engine, self.ledger = name, text, engine, ledger
-        self.reader_backend = reader_backend
-        self._free = list(range(slots))
+        self.name, self.text, self.engine, self.plan = name, text, engine, plan
+        self.reader_backend = network.reader.backend.value
+        self.streamed = network.streamed
+        self._free = list(range(engine.cache.slots))
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.plan.ledger
 
     @property
     def context(self) -> int:
         return self.engine.context
-
-    @property
-    def streamed(self) -> bool:
-        """Whether a sweep reads layers from disk."""
-        return not self.engine.network.resident
 
     @contextmanager
     def session(self) -> Iterator[SlotSession]:
@@ -173,49 +172,16 @@ def choose_context(spec: ModelSpec, context: int | None) -> int:
     return context
 
 
-def memory_plan(
-    spec: ModelSpec,
-    layer_bytes: Sequence[int],
-    other_bytes: int,
-    context: int,
-    sequences: int,
-    streamed: bool,
-) -> Ledger:
-    """What running an artefact takes, by holder.
-
-    layer_bytes  extents of every layer; other_bytes: of embedding, head and final norm
-    `process` is what a Python with the engine and this model's tokenizer holds before the weights.
-    """
-    ledger = Ledger()
-    ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
-    ledger.reserve("embedding and head", other_bytes)
-    # Streaming holds the layer in use, the one ahead of it, and the buffer it is read into.
-    layers = 3 * max(layer_bytes) if streamed else sum(layer_bytes) + max(layer_bytes)
-    ledger.reserve("layers", layers)
-    ledger.reserve("kv", cache_bytes(spec, sequences, context))
-    rows = min(PREFILL_ROWS_MAX, context)
-    ledger.reserve(
-        "activations", workspace_bytes(spec, rows) + head_bytes(spec, min(rows, HEAD_ROWS_MAX))
-    )
-    ledger.reserve("drafts", sequences * draft_bytes(spec.vocab, context))
-    ledger.reserve("rotary", 4 * context * spec.head_dim)
-    return ledger
-
-
 def _open_network(
-    directory: Path, spec: ModelSpec, context: int, sequences: int, ram_bytes: int | None
-) -> tuple[ArtefactNetwork, Ledger]:
+    directory: Path, spec: ModelSpec, setting: Setting, ram_bytes: int | None
+) -> tuple[ArtefactNetwork, RunPlan]:
     """In memory when that fits the budget, streamed otherwise."""
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
         check_records(reader, spec)
-        sizes = layer_sizes(reader, spec)
-        other = sum(e.size_bytes for r in reader.records for e in r.extents) - sum(sizes)
-    resident = memory_plan(spec, sizes, other, context, sequences, streamed=False)
-    streamed = memory_plan(spec, sizes, other, context, sequences, streamed=True)
-    if ram_bytes is None or resident.total_bytes <= ram_bytes:
-        return ResidentNetwork(directory), resident
-    streamed.require(ram_bytes, f"lower --context {context} or raise --ram-mb")
-    return StreamedNetwork(directory), streamed
+        plan = best_plan(spec, as_plans(reader.records), setting, ram_bytes)
+    if plan.streamed:
+        return StreamedNetwork(directory, plan.slots, plan.pinned), plan
+    return ResidentNetwork(directory), plan
 
 
 @contextmanager
@@ -235,10 +201,9 @@ def open_model(
     spec = read_spec(directory)
     text = Text.open(directory)
     positions = choose_context(spec, context)
-    network, ledger = _open_network(directory, spec, positions, sequences, ram_bytes)
+    network, plan = _open_network(directory, spec, Setting(positions, sequences), ram_bytes)
     try:
-        engine = Engine(network, sequences, positions, min(PREFILL_ROWS_MAX, positions))
-        backend = network.reader.backend.value
-        yield Model(directory.resolve().name, text, engine, sequences, ledger, backend)
+        engine = Engine(network, sequences, positions, plan.rows)
+        yield Model(directory.resolve().name, text, engine, network, plan)
     finally:
         network.close()

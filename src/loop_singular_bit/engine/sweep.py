@@ -136,8 +136,9 @@ class Sweep:
         self._work = Workspace(network.spec, rows_max)
         self._programs: dict[int, LayerProgram] = {}
 
-    def hidden(self, batch: Batch) -> Floats:
-        """Final hidden states [N, hidden]."""
+    def hidden(self, batch: Batch, head_follows: bool = True) -> Floats:
+        """Final hidden states [N, hidden]; whether their logits will be asked for next."""
+        self.network.begin_layers(head_follows)
         x = self._work.x[: len(batch.ids)]
         x[:] = self.network.embedding.read_rows(batch.ids)
         for index in range(self.network.spec.layers):
@@ -161,7 +162,7 @@ class Head:
     """The final norm and the vocabulary's logits, `rows_max` rows at a time."""
 
     def __init__(self, network: Network, rows_max: int) -> None:
-        spec, self._rows_max = network.spec, rows_max
+        spec, self._rows_max, self._network = network.spec, rows_max, network
         self._x, self.normed = (np.empty((rows_max, spec.hidden), np.float32) for _ in range(2))
         self._out = np.empty((rows_max, spec.vocab), np.float32)
         self._program = Program(rows_max)
@@ -178,6 +179,7 @@ class Head:
             count = len(part := x[start : start + self._rows_max])
             self._x[:count] = part
             places = self._nowhere[:count]
+            self._network.begin_head()
             self._program.run_steps(places, places)
             out[start : start + count] = self._out[:count]
         return out

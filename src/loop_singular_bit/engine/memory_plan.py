@@ -1,0 +1,169 @@
+"""What a run takes, by holder, before anything is reserved: all in memory, or streamed.
+
+Sizes come from the records of an artefact, or of one that is only planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from loop_singular_bit.budget import Ledger
+from loop_singular_bit.container import PAGE_BYTES, Record, RecordPlan
+from loop_singular_bit.engine.draft import draft_bytes
+from loop_singular_bit.engine.kv import cache_bytes
+from loop_singular_bit.engine.ring import SLOTS_MIN
+from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
+from loop_singular_bit.engine.stream import cut, streamed_extents
+from loop_singular_bit.engine.sweep import head_bytes, workspace_bytes
+from loop_singular_bit.models.spec import ModelSpec
+
+# Peak resident sets of fresh processes on Linux x86-64 with Python 3.11: interpreter, numpy
+# and this package after the first tokens 47 MB, chat template and command line 7 MB more; the
+# tokenizer of 49152 tokens 35 MB that later allocations do not take over.
+PROCESS_BYTES = 54_000_000
+TOKENIZER_BYTES_PER_TOKEN = 800
+EXTENT_BYTES = 1000  # of the objects that say where an extent lies
+
+SWEEP_ROWS = (
+    256,
+    128,
+    64,
+    32,
+    16,
+)  # rows of one sweep, best first: a weight is decoded once for all
+HEAD_ROWS_MAX = 16  # rows whose logits are computed together
+SLOTS_MAX = 6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a run: sequences of `context` tokens each."""
+
+    context: int
+    sequences: int = 1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """rows: of one sweep. slots, pinned: of the ring; 0 where everything is in memory."""
+
+    ledger: Ledger
+    rows: int
+    slots: int = 0
+    pinned: int = 0
+
+    @property
+    def streamed(self) -> bool:
+        return self.slots > 0
+
+
+def as_plans(records: Iterable[Record]) -> list[RecordPlan]:
+    """Records of a file as those of a plan."""
+    return [
+        RecordPlan(r.name, r.kind, r.attributes, {e.name: e.size_bytes for e in r.extents})
+        for r in records
+    ]
+
+
+def kept_bytes(record: RecordPlan) -> int:
+    """What of a record stays in memory when its matrix streams, as float32."""
+    stored = record.extents
+    if record.kind == "vector":
+        return stored["data"] * (1 if record.attributes["dtype"] == "f32" else 2)
+    if record.kind == "input":
+        return 4 * stored["scale"]  # the scale, and the scale with its signs
+    kept = 2 * stored["scale"] if record.kind == "planes" else 0
+    if record.name == "embed" and record.kind not in ROW_KINDS:
+        return sum(stored.values())
+    if record.name == "embed":
+        kept += sum(size for name, size in stored.items() if name.startswith("outlier"))
+    return kept
+
+
+def span_bytes(spec: ModelSpec, records: Sequence[RecordPlan]) -> list[int]:
+    """Bytes of every span of a sweep: the layers', then the head's."""
+
+    def run_of(record: RecordPlan) -> str:
+        return ".".join(record.name.split(".")[:2])
+
+    matrices = [r for r in records if r.kind not in ("vector", "input")]
+    layers = (r for r in matrices if r.name.startswith("layers."))
+    runs = [list(run) for _, run in groupby(layers, run_of)]
+    head = "embed" if spec.tied_head else "head"
+    spans: list[int] = []
+    for run in [*runs, [r for r in matrices if r.name == head]]:
+        sizes = [
+            sum(record.extents[name] for name in group)
+            for record in run
+            for group in streamed_extents(record.kind, record.extents)
+        ]
+        spans += [sum(sizes[start:stop]) for start, stop in cut(sizes)]
+    return spans
+
+
+def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int) -> Ledger:
+    ledger = Ledger()
+    ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
+    ledger.reserve("file index", EXTENT_BYTES * extents)
+    ledger.reserve("kv", cache_bytes(spec, setting.sequences, setting.context))
+    ledger.reserve("activations", workspace_bytes(spec, rows))
+    ledger.reserve("logits", head_bytes(spec, min(rows, HEAD_ROWS_MAX)))
+    ledger.reserve("drafts", setting.sequences * draft_bytes(spec.vocab, setting.context))
+    ledger.reserve("rotary", 4 * setting.context * spec.head_dim)
+    return ledger
+
+
+def resident_plan(spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting) -> RunPlan:
+    """Everything in memory."""
+    rows = min(SWEEP_ROWS[0], setting.context)
+    ledger = _fixed(spec, setting, sum(len(r.extents) for r in records), rows)
+    stored = sum(sum(r.extents.values()) for r in records)
+    ledger.reserve("weights", stored + sum(map(kept_bytes, records)))
+    return RunPlan(ledger, rows)
+
+
+def streamed_plan(
+    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, ram_bytes: int | None = None
+) -> RunPlan:
+    """Layers and head streamed: as many rows as fit, then slots, then spans that stay. Without a
+    budget the least that runs. The plan may still not fit: see Ledger.require."""
+    plans = (
+        _with_ring(spec, records, setting, min(rows, setting.context), ram_bytes or 0)
+        for rows in SWEEP_ROWS
+    )
+    candidates = list(plans)
+    fitting = (p for p in candidates if ram_bytes and p.ledger.total_bytes <= ram_bytes)
+    return next(fitting, candidates[-1])
+
+
+def _with_ring(
+    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, rows: int, ram_bytes: int
+) -> RunPlan:
+    ledger = _fixed(spec, setting, sum(len(r.extents) for r in records), rows)
+    ledger.reserve("small weights", sum(map(kept_bytes, records)))
+    spans = span_bytes(spec, records)
+    slot = max(spans) + 3 * PAGE_BYTES  # what lies between extents, and both ends
+    left = ram_bytes - ledger.total_bytes
+    slots = min(max(left // slot, SLOTS_MIN), SLOTS_MAX)
+    pinned, pinned_bytes = 0, 0
+    for size in spans:
+        if pinned_bytes + size + 3 * PAGE_BYTES > left - slots * slot:
+            break
+        pinned, pinned_bytes = pinned + 1, pinned_bytes + size + 3 * PAGE_BYTES
+    ledger.reserve("slots", slots * slot)
+    ledger.reserve("weights that stay", pinned_bytes)
+    return RunPlan(ledger, rows, slots, pinned)
+
+
+def best_plan(
+    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, ram_bytes: int | None
+) -> RunPlan:
+    """In memory where that fits the budget, else streamed. Raises BudgetError with the table."""
+    resident = resident_plan(spec, records, setting)
+    if ram_bytes is None or resident.ledger.total_bytes <= ram_bytes:
+        return resident
+    streamed = streamed_plan(spec, records, setting, ram_bytes)
+    streamed.ledger.require(ram_bytes, f"lower --context {setting.context} or raise --ram-mb")
+    return streamed
