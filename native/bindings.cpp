@@ -99,47 +99,12 @@ static void py_sparse(Array<const uint16_t, 1> counts, AnyArray<1> index, AnyArr
   sparse_matmul(sparse, x.data(), x.shape(0), out.data());
 }
 
-CacheView lsb::make_cache(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values) {
-  CacheView c{};
-  c.keys = keys.data();
-  c.values = values.data();
-  c.kv_heads = (int)values.shape(1);
-  c.context = values.shape(2);
-  c.head_dim = (int)values.shape(3);
-  require(c.kv_heads > 0 && c.head_dim > 0, "the cache has no heads");
-  require(keys.shape(0) == values.shape(0) && (int64_t)keys.shape(1) == c.kv_heads &&
-          (int64_t)keys.shape(2) * 16 == c.context && (int64_t)keys.shape(3) == c.head_dim && keys.shape(4) == 16,
-          "key and value caches disagree");
-  return c;
-}
-
 void lsb::check_places(const Array<const int32_t, 1>& slot, const Array<const int32_t, 1>& position,
                        int64_t rows, int64_t slots, int64_t context) {
   require((int64_t)slot.size() == rows && (int64_t)position.size() == rows, "one place for each row");
   for (int64_t r = 0; r < rows; ++r)
     require(slot.data()[r] >= 0 && slot.data()[r] < slots && position.data()[r] >= 0 &&
             position.data()[r] < context, "a row lies outside the cache");
-}
-
-static void py_store_kv(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> k, Floats<2> v,
-                        Array<const int32_t, 1> slot, Array<const int32_t, 1> position) {
-  CacheView c = make_cache(keys, values);
-  const int64_t rows = k.shape(0), width = (int64_t)c.kv_heads * c.head_dim;
-  require((int64_t)k.shape(1) == width && (int64_t)v.shape(1) == width && (int64_t)v.shape(0) == rows, "k and v disagree with the cache");
-  check_places(slot, position, rows, keys.shape(0), c.context);
-  nb::gil_scoped_release release;
-  store_kv(c, k.data(), v.data(), slot.data(), position.data(), rows);
-}
-
-static void py_attend(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, Floats<2> q, int heads,
-                      Array<const int32_t, 1> slot, Array<const int32_t, 1> position, int64_t window, FloatsOut<2> out) {
-  CacheView c = make_cache(keys, values);
-  const int64_t rows = q.shape(0);
-  require(c.head_dim % 16 == 0 && heads > 0 && heads % c.kv_heads == 0, "heads disagree with the cache");
-  require((int64_t)q.shape(1) == (int64_t)heads * c.head_dim && out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1), "q and out disagree");
-  check_places(slot, position, rows, keys.shape(0), c.context);
-  nb::gil_scoped_release release;
-  attend(c, q.data(), heads, slot.data(), position.data(), rows, window, out.data());
 }
 
 static void py_rope(FloatsOut<2> x, Floats<2> cosine, Floats<2> sine, Array<const int32_t, 1> position, int head_dim) {
@@ -262,14 +227,13 @@ NB_MODULE(_native, m) {
   m.def("rotate", &py_rotate, array("x"), array("scale"), nb::arg("block"), array("mix").none(), nb::arg("inverse"), array("out"));
   m.def("rms_norm", &py_rms_norm, array("x"), array("gain"), nb::arg("eps"), array("out"));
   m.def("rope", &py_rope, array("x"), array("cosine"), array("sine"), array("position"), nb::arg("head_dim"));
-  m.def("store_kv", &py_store_kv, array("keys"), array("values"), array("k"), array("v"), array("slot"), array("position"));
-  m.def("attend", &py_attend, array("keys"), array("values"), array("q"), nb::arg("heads"), array("slot"), array("position"), nb::arg("window"), array("out"));
   m.def("swiglu", &py_swiglu, array("gate"), array("up"), array("out"));
   m.def("gram", &py_gram, array("x"), array("h"));
   m.def("sum_words", [](Array<const uint64_t, 1> words) {
     nb::gil_scoped_release release;
     return sum_words(words.data(), (int64_t)words.size());
   }, array("words"));
+  bind_cache(m);
   bind_program(m);
   m.def("pack_panels", &py_pack_panels, array("x"), array("panels"));
 }

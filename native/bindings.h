@@ -29,17 +29,28 @@ inline void require(bool ok, const char* what) {
 // An array is never converted: a converted output would be written to a copy that nobody sees.
 inline auto array(const char* name) { return nb::arg(name).noconvert(); }
 
+// One layer of a KV cache: arrays checked once, kept alive.
+struct LayerCache {
+  LayerCache(Array<uint8_t, 5> keys, Array<uint8_t, 5> values, std::optional<Array<uint16_t, 3>> key_scale,
+             std::optional<Array<uint16_t, 3>> value_scale);
+
+  Array<uint8_t, 5> keys, values;                            // as in CacheView, a tile its bytes
+  std::optional<Array<uint16_t, 3>> key_scale, value_scale;  // none with 16 bits
+  CacheView view{};
+};
+void check_heads(const CacheView& cache, int heads, int64_t window);
+
 Geometry make_geometry(int64_t rows, int64_t cols, int tile_rows);
 Planes make_planes(const std::vector<Array<const uint8_t, 1>>& extents, int64_t rows, int64_t cols, int tile_rows,
                    const PlaneTables& tables);
 DenseView make_dense(int kind, const AnyArray<2>& w, const std::optional<Floats<1>>& scale, int64_t cols);
 Sparse make_outliers(const Array<const uint16_t, 1>& counts, const AnyArray<1>& index, const AnyArray<1>& values,
                      int kind, int64_t cols);
-CacheView make_cache(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values);
 void check_places(const Array<const int32_t, 1>& slot, const Array<const int32_t, 1>& position, int64_t rows,
                   int64_t slots, int64_t context);
 void check_rotation(const Floats<1>& scale, int block, const std::optional<Floats<2>>& mix, int64_t cols);
 
+void bind_cache(nb::module_& m);    // bindings_cache.cpp
 void bind_program(nb::module_& m);  // bindings_program.cpp
 
 }  // namespace lsb

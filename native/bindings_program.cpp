@@ -54,16 +54,16 @@ class Recorder {
     check(out, counts.size());
     program_.add_sparse(make_outliers(counts, index, values, kind, check(x)), x.data(), out.data());
   }
-  void store_kv(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, FloatsOut<2> k, FloatsOut<2> v) {
-    const CacheView cache = cache_of(keys, values);
-    check(v, check(k, (int64_t)cache.kv_heads * cache.head_dim));
-    program_.store_kv(cache, k.data(), v.data());
+  void store_kv(const LayerCache& cache, FloatsOut<2> k, FloatsOut<2> v) {
+    const CacheView& c = reach(cache);
+    check(v, check(k, (int64_t)c.kv_heads * c.head_dim));
+    program_.store_kv(c, k.data(), v.data());
   }
-  void attend(Array<uint16_t, 5> keys, Array<uint16_t, 4> values, FloatsOut<2> q, int heads, int64_t window, FloatsOut<2> out) {
-    const CacheView cache = cache_of(keys, values);
-    require(cache.head_dim % 16 == 0 && heads > 0 && heads % cache.kv_heads == 0, "heads disagree with the cache");
-    check(out, check(q, (int64_t)heads * cache.head_dim));
-    program_.attend(cache, q.data(), heads, window, out.data());
+  void attend(const LayerCache& cache, FloatsOut<2> q, int heads, int64_t window, FloatsOut<2> out) {
+    const CacheView& c = reach(cache);
+    check_heads(c, heads, window);
+    check(out, check(q, (int64_t)heads * c.head_dim));
+    program_.attend(c, q.data(), heads, window, out.data());
   }
   int64_t mark() { return program_.mark(); }
   int64_t steps() const { return program_.steps(); }
@@ -84,11 +84,10 @@ class Recorder {
     require(cols < 0 || (int64_t)buffer.shape(1) == cols, "columns of buffers disagree");
     return buffer.shape(1);
   }
-  CacheView cache_of(Array<uint16_t, 5>& keys, Array<uint16_t, 4>& values) {
-    const CacheView cache = make_cache(keys, values);
-    slots_ = std::min<int64_t>(slots_, keys.shape(0));
-    positions_ = std::min(positions_, cache.context);
-    return cache;
+  const CacheView& reach(const LayerCache& cache) {
+    slots_ = std::min(slots_, cache.view.slots);
+    positions_ = std::min(positions_, cache.view.context);
+    return cache.view;
   }
 
   Program program_;
@@ -120,9 +119,9 @@ void bind_program(nb::module_& m) {
            array("scale").none(), array("x"), array("out"))
       .def("sparse_matmul", &Recorder::sparse_matmul, keep2(), keep3(), keep4(), keep6(), nb::keep_alive<1, 7>(),
            array("counts"), array("index"), array("values"), nb::arg("kind"), array("x"), array("out"))
-      .def("store_kv", &Recorder::store_kv, keep2(), keep3(), keep4(), keep5(), array("keys"), array("values"), array("k"), array("v"))
-      .def("attend", &Recorder::attend, keep2(), keep3(), keep4(), nb::keep_alive<1, 7>(), array("keys"), array("values"),
-           array("q"), nb::arg("heads"), nb::arg("window"), array("out"))
+      .def("store_kv", &Recorder::store_kv, keep2(), keep3(), keep4(), nb::arg("cache"), array("k"), array("v"))
+      .def("attend", &Recorder::attend, keep2(), keep3(), keep6(), nb::arg("cache"), array("q"), nb::arg("heads"),
+           nb::arg("window"), array("out"))
       .def("mark", &Recorder::mark)
       .def_prop_ro("steps", &Recorder::steps)
       .def("run", &Recorder::run, array("slots"), array("positions"), nb::arg("begin"), nb::arg("end"));

@@ -320,34 +320,6 @@ void sparse_matmul(const Sparse& s, const float* x, int64_t tokens, float* out) 
   });
 }
 
-void store_kv(const CacheView& cache, const float* k, const float* v, const int32_t* slot, const int32_t* position,
-              int64_t rows) {
-  const int64_t width = (int64_t)cache.kv_heads * cache.head_dim;
-  for (int64_t r = 0; r < rows; ++r) active().store_kv(cache, k + r * width, v + r * width, slot[r], position[r]);
-}
-
-void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
-            const int32_t* position, int64_t rows, int64_t window, float* out) {
-  constexpr int64_t kRows = 8;
-  struct Piece { int64_t begin, end; };
-  std::vector<Piece> pieces;
-  for (int64_t begin = 0; begin < rows;) {
-    int64_t end = begin + 1;
-    while (end < rows && end - begin < kRows && slot[end] == slot[begin]) ++end;
-    pieces.push_back({begin, end});
-    begin = end;
-  }
-  const int64_t width = (int64_t)heads * cache.head_dim, share = heads / cache.kv_heads;
-  const Kernels& kernels = active();
-  parallel((int64_t)pieces.size() * cache.kv_heads, [&](int64_t item, int thread) {
-    const Piece& piece = pieces[item / cache.kv_heads];
-    auto* work = (float*)scratch(thread, 0, (16 * cache.head_dim + kRows * share * cache.context) * 4);
-    kernels.attend(cache, q + piece.begin * width, heads, slot[piece.begin], position + piece.begin,
-                   piece.end - piece.begin, (int)(item % cache.kv_heads), window,
-                   out + piece.begin * width, work);
-  });
-}
-
 // [rows, cols] with row stride -> [ceil(cols/32)][rows][32], zero padded.
 void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels) {
   parallel(ceil_div(cols, 32), [&](int64_t p, int) {

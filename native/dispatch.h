@@ -65,13 +65,19 @@ void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
             const float* mix, bool inverse, float* out);
 void sparse_matmul(const Sparse& weight, const float* x, int64_t tokens, float* out);
-void store_kv(const CacheView& cache, const float* k, const float* v, const int32_t* slot, const int32_t* position,
-              int64_t rows);
-void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
-            const int32_t* position, int64_t rows, int64_t window, float* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);
 // Encodes a matrix, given as if it were one tile, into the tiles of `geometry`, each on its own.
 void encode(const TileJob& matrix, const Geometry& geometry, const std::vector<uint8_t*>& tiles);
+
+// The KV cache (attention.cpp). Slots and positions must lie within it.
+void check(const CacheView& cache);  // throws std::invalid_argument
+void store_kv(const CacheView& cache, const float* k, const float* v, const int32_t* slot,
+              const int32_t* position, int64_t rows);
+void attend(const CacheView& cache, const float* q, int heads, const int32_t* slot,
+            const int32_t* position, int64_t rows, int64_t window, float* out);
+// Bytes of scratch that attend takes at most, whatever the rows.
+int64_t attend_bytes(int64_t context, int heads, int kv_heads, int head_dim, int threads);
+
 uint64_t sum_words(const uint64_t* words, int64_t count);  // what reading memory costs at least
 void pack_panels(const float* x, int64_t rows, int64_t cols, int64_t stride, float* panels);
 

@@ -45,13 +45,26 @@ struct DenseView {
   int64_t rows, cols;
 };
 
-struct CacheView {                // one layer of a KV cache, 16-bit floats
-  uint16_t* keys;                 // [slot][kv head][context/16][head_dim][16]
-  uint16_t* values;               // [slot][kv head][context][head_dim]
-  int64_t context;                // multiple of 16
-  int kv_heads, head_dim;
+struct CacheView {                // one layer of a KV cache, in tiles of 16 x 16 (attention.inl)
+  int bits;                       // 16 (half floats), 8 or 4 (integers, rotated)
+  void* keys;                     // [slot][kv head][context/16][head_dim/16][tile]
+  void* values;                   // [slot][kv head][head_dim/16][context/16][tile]
+  uint16_t* key_scale;            // [slot][kv head][context] half floats; null with 16 bits
+  uint16_t* value_scale;
+  int64_t slots, context;         // context: multiple of 16
+  int kv_heads, head_dim;         // head_dim: multiple of 16, at most kHeadDimMax
 };
 
+constexpr int kHeadDimMax = 512;  // 512 products of int16 and int8 stay within 32 bits
+constexpr int64_t kChunk = 256;   // positions whose softmax is one part; parts are merged in order
+
+struct AttendRows {               // rows of one slot
+  const float* q;                 // [count][heads][head_dim]
+  const int32_t* position;        // [count]: the last one seen
+  int64_t count;
+  int heads, slot;
+  int64_t window;                 // positions seen; 0: all
+};
 
 struct TileJob {                  // a tile to encode
   const float* target;            // [rows, cols] weights in integer units of the first plane group
@@ -79,9 +92,12 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* gain, int64_t rows, int64_t cols, float eps, float* out);
   void (*rope)(float* x, const float* cosine, const float* sine, const int32_t* position,
                int64_t rows, int heads, int head_dim);
-  void (*store_kv)(const CacheView&, const float* k, const float* v, int slot, int64_t position);
-  void (*attend)(const CacheView&, const float* q, int heads, int slot, const int32_t* position,
-                 int64_t rows, int kv_head, int64_t window, float* out, float* scratch);
+  void (*store_kv)(const CacheView&, const float* k, const float* v, int slot, int64_t position, int kv_head);
+  void (*attend)(const CacheView&, const AttendRows&, int kv_head, int64_t chunk_begin, int64_t chunk_end,
+                 float* states, void* scratch);
+  void (*merge_state)(float* into, const float* from, int head_dim);
+  void (*finish_state)(const CacheView&, const float* state, float* out);
+  int64_t (*attend_scratch_bytes)(int64_t queries, int head_dim);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
   // calibration and encoding
   void (*gram)(const float* panels, int64_t tokens, int64_t cols, int64_t i_block, int64_t j_block,
@@ -89,6 +105,9 @@ struct Kernels {
   void (*encode_tile)(const TileJob&, void* scratch);
   int64_t (*encode_scratch_bytes)(const TileJob&);
 };
+
+// Floats of what a query has found in some chunks: see attention.inl.
+inline int64_t state_floats(int head_dim) { return head_dim + 16; }
 
 inline int64_t group_strips(int64_t group) { return (group + kStrip - 1) / kStrip; }
 

@@ -1,6 +1,7 @@
 // The whole kernel set of one tier. Include after defining LSB_TIER and LSB_TIER_FUNCTION.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -15,6 +16,7 @@ namespace {
 #include "network.inl"
 #include "dense.inl"
 #include "rotation.inl"
+#include "attention.inl"
 #include "bytes.inl"
 #include "trellis.inl"
 #include "viterbi.inl"
@@ -23,8 +25,8 @@ namespace {
 
 const Kernels& LSB_TIER_FUNCTION() {
   static const Kernels table = {LSB_TIER, decode_block, planes_matmul, dense_matmul, rotate, quantize,
-                                rms_norm, rope, store_kv, attend, swiglu, gram, encode_tile,
-                                encode_scratch_bytes};
+                                rms_norm, rope, store_kv, attend, merge_state, finish_state,
+                                attend_scratch_bytes, swiglu, gram, encode_tile, encode_scratch_bytes};
   return table;
 }
 

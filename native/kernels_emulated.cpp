@@ -3,6 +3,7 @@
 // headers come first: they must not see the macros.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "emulated_avx512.h"
 #include "kernels.h"

@@ -13,6 +13,10 @@ constexpr int kParts = kLanes / W;
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef int16_t vp __attribute__((vector_size(W * 4)));  // 2 W of them
+typedef int16_t vh __attribute__((vector_size(W * 2)));
+typedef int8_t vc __attribute__((vector_size(W * 2)));
+typedef uint16_t vn __attribute__((vector_size(W * 4)));
 
 static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
@@ -21,6 +25,46 @@ static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf as_float(vi v) { vf f; std::memcpy(&f, &v, sizeof f); return f; }
 static inline vi as_int(vf v) { vi i; std::memcpy(&i, &v, sizeof i); return i; }
+
+static inline vf vabs(vf v) { return as_float(as_int(v) & 0x7FFFFFFF); }
+// To the nearest integer, ties to even; |v| < 2^22.
+static inline vi to_nearest(vf v) { return as_int(v + splat(12582912.0f)) - 0x4B400000; }
+
+static inline vp load_widened(const int8_t* p) {
+#if defined(__AVX__) && !defined(__AVX512F__)  // what gcc makes of the last line is slow here
+  return (vp)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#else
+  vc bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, vp);
+#endif
+}
+// Two int16 in every place.
+static inline vp splat_pair(const int16_t* two) {
+  int32_t both;
+  std::memcpy(&both, two, sizeof both);
+  const vi v = vi{} + both;
+  vp out;
+  std::memcpy(&out, &v, sizeof out);
+  return out;
+}
+// a[2i] b[2i] + a[2i + 1] b[2i + 1]
+static inline vi pair_sums(vp a, vp b) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX__)
+  return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__ARM_NEON)
+  return (vi)vpaddq_s32(vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b)),
+                        vmull_high_s16((int16x8_t)a, (int16x8_t)b));
+#else
+  vi out;
+  for (int i = 0; i < W; ++i) out[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return out;
+#endif
+}
 
 struct Lanes { vf part[kParts]; };  // 16 floats
 
@@ -108,6 +152,26 @@ static inline uint16_t to_half(float x) {
   std::memcpy(&bits, &magnitude, 4);
   bits += 0xC8000FFFu + ((bits >> 13) & 1);  // rebias the exponent by -112, round half to even
   return (uint16_t)(sign | (bits >> 13));
+}
+
+// 16 floats, rounded in the same way.
+static inline void to_halves(const float* x, uint16_t* out) {
+#if defined(__F16C__)
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i), sign = _mm256_set1_ps(-0.0f);
+    const __m256 magnitude = _mm256_min_ps(_mm256_andnot_ps(sign, v), _mm256_set1_ps(65504.0f));
+    const __m256 kept = _mm256_or_ps(magnitude, _mm256_and_ps(sign, v));
+    _mm_storeu_si128((__m128i*)(out + i), _mm256_cvtps_ph(kept, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = to_half(x[i]);
+#endif
+}
+static inline float from_half(uint16_t half) {  // finite ones: exact
+  uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
+  float magnitude;
+  std::memcpy(&magnitude, &bits, 4);
+  return half & 0x8000 ? magnitude * -0x1p112f : magnitude * 0x1p112f;
 }
 
 // exp(x) within 2 ulp on [-87, 88]; arguments outside are clamped. Cody-Waite reduction, degree 6.

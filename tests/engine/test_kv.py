@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 
 from loop_singular_bit.codec.program import Program
 from loop_singular_bit.engine.artefact import read_spec
-from loop_singular_bit.engine.kv import KVCache, cache_bytes, round_context
+from loop_singular_bit.engine.kv import (
+    KV_BITS,
+    KVCache,
+    attention_bytes,
+    cache_bytes,
+    round_context,
+)
+from loop_singular_bit.errors import UsageError
 
 
 @pytest.mark.parametrize(("context", "rounded"), [(1, 16), (15, 16), (16, 16), (17, 32)])
@@ -15,12 +23,27 @@ def test_context_is_reserved_in_whole_blocks(context: int, rounded: int) -> None
     assert round_context(context) == rounded
 
 
+@pytest.mark.parametrize("bits", KV_BITS)
 @pytest.mark.parametrize(("slots", "context"), [(1, 16), (3, 50)])
-def test_cache_bytes_are_those_of_a_cache(tiny_model: Path, slots: int, context: int) -> None:
+def test_cache_bytes_are_those_of_a_cache(
+    tiny_model: Path, slots: int, context: int, bits: int
+) -> None:
     spec = read_spec(tiny_model)
-    cache = KVCache(spec, slots, context)
-    assert cache.nbytes == cache_bytes(spec, slots, context)
-    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == cache.nbytes
+    cache = KVCache(spec, slots, context, bits=bits)
+    assert cache.nbytes == cache_bytes(spec, slots, context, bits)
+    assert {layer.native.bits for layer in cache.layers} == {bits}
+
+
+def test_cache_bytes_of_a_known_model(tiny_model: Path) -> None:
+    spec = replace(read_spec(tiny_model), layers=30, kv_heads=3, head_dim=64)
+    positions, numbers = 2 * 30 * 2048 * 3, 64
+    found = [cache_bytes(spec, 1, 2048, bits) for bits in KV_BITS]
+    assert found == [positions * 2 * numbers, positions * (numbers + 2), positions * 34]
+
+
+def test_other_bits_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match=r"--kv 5: must be one of 16, 8, 4"):
+        KVCache(read_spec(tiny_model), 1, 16, bits=5)
 
 
 def test_cache_for_fewer_layers(tiny_model: Path) -> None:
@@ -29,7 +52,10 @@ def test_cache_for_fewer_layers(tiny_model: Path) -> None:
     assert KVCache(spec, 1, 16, layers=1).nbytes == cache_bytes(spec, 1, 16) // spec.layers
 
 
-def test_attention_over_stored_rows_is_the_softmax_of_their_scores(tiny_model: Path) -> None:
+@pytest.mark.parametrize(("bits", "tolerance"), [(16, 1e-5), (8, 0.03), (4, 0.6)])
+def test_attention_over_stored_rows_is_the_softmax_of_their_scores(
+    tiny_model: Path, bits: int, tolerance: float
+) -> None:
     spec = read_spec(tiny_model)
     rng = np.random.default_rng(0)
     n, heads, width = 20, spec.heads, spec.head_dim
@@ -37,7 +63,7 @@ def test_attention_over_stored_rows_is_the_softmax_of_their_scores(tiny_model: P
     k, v = rng.standard_normal((2, n, spec.kv_width), np.float32)
     k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))  # what the cache can hold
     slots, positions = np.full(n, 1, np.int32), np.arange(n, dtype=np.int32)
-    layer = KVCache(spec, 2, 32).layers[1]
+    layer = KVCache(spec, 2, 32, bits=bits).layers[1]
     out, program = np.empty_like(q), Program(n)
     layer.store(program, k, v)
     layer.attend(program, q, heads, None, out)
@@ -49,4 +75,11 @@ def test_attention_over_stored_rows_is_the_softmax_of_their_scores(tiny_model: P
     share = np.exp(scores - scores.max(axis=2, keepdims=True))
     share /= share.sum(axis=2, keepdims=True)
     expected = np.einsum("hqk,khd->qhd", share, values).reshape(n, -1)
-    assert np.allclose(out, expected, atol=1e-5)
+    assert np.abs(out - expected).max() < tolerance
+
+
+def test_scratch_of_attention_is_known_before(tiny_model: Path) -> None:
+    spec = read_spec(tiny_model)
+    one, two = (attention_bytes(spec, 250, threads) for threads in (1, 2))
+    state = 4 * (spec.head_dim + 16)
+    assert two == 2 * one + 8 * spec.heads * state  # every thread's, and the parts of one chunk

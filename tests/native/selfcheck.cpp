@@ -91,20 +91,27 @@ void check_dense(Dense kind, int64_t rows, int64_t cols, int64_t tokens) {
   add(y);
 }
 
-void check_network(int heads, int kv_heads, int head_dim, int64_t context) {
-  std::vector<uint16_t> keys(kv_heads * context * head_dim), values(keys.size());
-  const CacheView cache{keys.data(), values.data(), context, kv_heads, head_dim};
-  for (int64_t p = 0; p < context - 3; ++p) {
-    const auto k = reals((int64_t)kv_heads * head_dim), v = reals((int64_t)kv_heads * head_dim);
-    active().store_kv(cache, k.data(), v.data(), 0, p);
-  }
-  const auto q = reals(3 * heads * head_dim);
-  const int32_t slot[3] = {}, position[3] = {0, 17, (int32_t)context - 4};
-  for (int64_t window : {int64_t{0}, int64_t{8}}) {
-    std::vector<float> out(q.size());
-    attend(cache, q.data(), heads, slot, position, 3, window, out.data());
-    add(out);
-  }
+void check_cache(int bits, int heads, int kv_heads, int head_dim, int64_t context) {
+  std::vector<uint16_t> keys(kv_heads * context * head_dim * bits / 16), values(keys.size());
+  std::vector<uint16_t> key_scale(kv_heads * context), value_scale(key_scale.size());
+  const CacheView cache{bits, keys.data(), values.data(), key_scale.data(), value_scale.data(), 1, context, kv_heads, head_dim};
+  const int64_t rows = context - 3;
+  const auto k = reals(rows * kv_heads * head_dim), v = reals(rows * kv_heads * head_dim);
+  std::vector<int32_t> slot(rows), position(rows);
+  for (int64_t p = 0; p < rows; ++p) position[p] = (int32_t)p;
+  store_kv(cache, k.data(), v.data(), slot.data(), position.data(), rows);
+  add(keys), add(values), add(key_scale), add(value_scale);
+  const auto q = reals(9 * heads * head_dim);
+  const int32_t seen[9] = {0, 17, (int32_t)context - 4, 3, 30, 31, 32, 33, 34};
+  for (int64_t count : {1, 3, 9})
+    for (int64_t window : {0, 8}) {
+      std::vector<float> out(count * heads * head_dim);
+      attend(cache, q.data(), heads, slot.data(), seen, count, window, out.data());
+      add(out);
+    }
+}
+
+void check_network() {
   auto x = reals(6 * 96);
   const auto gain = reals(96);
   std::vector<float> out(x.size());
@@ -128,7 +135,11 @@ uint32_t run() {
   check_planes(8, 8, 64, 96, 64, 32);
   for (int kind = 0; kind < 5; ++kind)
     for (int64_t tokens : {1, 3, 8}) check_dense((Dense)kind, 37, 75, tokens);
-  check_network(6, 2, 32, 48);
+  for (int bits : {16, 8, 4}) {
+    check_cache(bits, 6, 2, 32, 48);
+    check_cache(bits, 5, 1, 48, 576);
+  }
+  check_network();
   return digest;
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loop_singular_bit.cli.options import directory_argument, json_flag, threads_option
+from loop_singular_bit.cli.options import directory_argument, json_flag, kv_option, threads_option
 from loop_singular_bit.cli.show import print_json
 
 
@@ -22,6 +22,7 @@ def bench() -> None:
 @click.option("--prompt", default=512, show_default=True, help="Tokens of the prompt.")
 @click.option("--generate", default=128, show_default=True, help="Tokens generated after it.")
 @click.option("--repeats", default=5, show_default=True, help="Repetitions; medians are shown.")
+@kv_option
 @threads_option
 @json_flag
 def speed(directory: Path, as_json: bool, threads: int | None, **flags: Any) -> None:

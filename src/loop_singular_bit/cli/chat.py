@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop_singular_bit.cli.options import draft_option
+from loop_singular_bit.cli.options import draft_option, kv_option
 from loop_singular_bit.errors import InputRefusedError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--ram-mb", type=click.IntRange(1), help="Memory for the engine [10^6 bytes].")
 @click.option("--context", type=click.IntRange(1), help="Positions of the conversation.")
+@kv_option
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling.")
@@ -37,6 +38,7 @@ def chat(
     directory: Path,
     ram_mb: int | None,
     context: int | None,
+    kv_bits: int,
     threads: int | None,
     temperature: float,
     top_p: float,
@@ -65,7 +67,9 @@ def chat(
     options = GenerateOptions(max_tokens, sampling, draft=draft)
     ram_bytes = None if ram_mb is None else ram_mb * 1_000_000
     with (
-        open_model(directory, ram_bytes=ram_bytes, context=context, threads=threads) as model,
+        open_model(
+            directory, ram_bytes=ram_bytes, context=context, threads=threads, kv_bits=kv_bits
+        ) as model,
         model.session() as session,
     ):
         _talk(Conversation(model, session, options, system), interactive=sys.stdin.isatty())

@@ -15,6 +15,7 @@ from loop_singular_bit.cli.compress import quality_rows
 from loop_singular_bit.cli.options import (
     evaluation_options,
     json_flag,
+    kv_option,
     quiet_flag,
     ram_option,
     read_text,
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, path_type=Path))
 @click.option("--against", metavar="MODEL", help="Original to compare with, or another artefact.")
 @evaluation_options
+@kv_option
 @ram_option
 @threads_option
 @quiet_flag
 @json_flag
 def evaluate(
     directory: Path, against: str | None, text: Path | None, context: int, tokens: int,
-    ram_mb: float | None, threads: int | None, quiet: bool, as_json: bool,
+    kv_bits: int, ram_mb: float | None, threads: int | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the artefact in DIR (or an original model), alone or --against another.
 
@@ -48,7 +50,7 @@ def evaluate(
     """
     with progress_on_stderr(quiet) as progress:
         options = read_text(text), context, tokens
-        result = _measure(directory, against, options, ram_mb, threads, progress)
+        result = _measure(directory, against, options, ram_mb, threads, kv_bits, progress)
     if as_json:
         print_json(result)
         return
@@ -65,7 +67,7 @@ def evaluate(
 
 def _measure(
     directory: Path, against: str | None, text: tuple[str | None, int, int],
-    ram_mb: float | None, threads: int | None, progress: Progress,
+    ram_mb: float | None, threads: int | None, kv_bits: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     from loop_singular_bit import _native
     from loop_singular_bit.budget import Budgets
@@ -83,13 +85,13 @@ def _measure(
     with _opened(str(directory)) as (network, reader_text):
         tokens = evaluation_windows(reader_text, EvaluationOptions(*text), network.spec)
         if against is None:
-            alone = perplexity(network, tokens, done)
+            alone = perplexity(network, tokens, done, kv_bits)
             result: dict[str, Any] = asdict(alone)
         else:
             with _opened(against) as (original, _):
-                result = asdict(compare([network], original, tokens, done)[0])
+                result = asdict(compare([network], original, tokens, done, kv_bits)[0])
     result["eval_tokens"] = result.pop("tokens")
-    result |= _artefact_facts(directory, budgets, threads)
+    result |= _artefact_facts(directory, budgets, threads, kv_bits)
     result["seconds"] = time.monotonic() - started
     result["artefact"] = str(directory)
     return result
@@ -114,7 +116,9 @@ def _opened(model: str) -> Iterator[tuple[Network, Text]]:
         yield found
 
 
-def _artefact_facts(directory: Path, budgets: Any, threads: int | None) -> dict[str, Any]:
+def _artefact_facts(
+    directory: Path, budgets: Any, threads: int | None, kv_bits: int
+) -> dict[str, Any]:
     """Size and a measured run, for an artefact; nothing for an original."""
     from loop_singular_bit.compress.compressor import artefact_size_bytes
     from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
@@ -124,7 +128,7 @@ def _artefact_facts(directory: Path, budgets: Any, threads: int | None) -> dict[
 
     if not (directory / WEIGHTS_FILE).is_file():
         return {}
-    run = probe_run(RunRequest(str(directory), budgets.ram_bytes, None, threads))
+    run = probe_run(RunRequest(str(directory), budgets.ram_bytes, None, threads, kv_bits))
     return {
         **size_facts(artefact_size_bytes(directory), parameter_count(read_spec(directory))),
         "ram_peak_bytes": run.ram_peak_bytes,

@@ -13,6 +13,7 @@ from loop_singular_bit.cli.options import (
     directory_argument,
     draft_option,
     json_flag,
+    kv_option,
     ram_option,
     threads_option,
 )
@@ -31,6 +32,7 @@ from loop_singular_bit.cli.options import (
 @click.option("--stop", multiple=True, help="End before this string; may be given again.")
 @click.option("--context", type=click.IntRange(1), help="Positions to reserve.")
 @draft_option
+@kv_option
 @ram_option
 @threads_option
 @json_flag
@@ -52,7 +54,8 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
     options = GenerateOptions(flags["max_tokens"], sampling, tuple(flags["stop"]), flags["draft"])
     ram_bytes = Budgets(ram_mb=flags["ram_mb"]).ram_bytes
     with open_model(
-        directory, ram_bytes=ram_bytes, context=flags["context"], threads=flags["threads"]
+        directory, ram_bytes=ram_bytes, context=flags["context"], threads=flags["threads"],
+        kv_bits=flags["kv_bits"],
     ) as model, model.session() as session:  # fmt: skip
         text = model.text
         ids = text.encode(prompt, special=True) if raw else text.encode_prompt(prompt)

@@ -12,7 +12,7 @@ from itertools import groupby
 from loop_singular_bit.budget import Ledger
 from loop_singular_bit.container import PAGE_BYTES, Record, RecordPlan
 from loop_singular_bit.engine.draft import draft_bytes
-from loop_singular_bit.engine.kv import cache_bytes
+from loop_singular_bit.engine.kv import attention_bytes, cache_bytes
 from loop_singular_bit.engine.ring import SLOTS_MIN
 from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
 from loop_singular_bit.engine.stream import cut, streamed_extents
@@ -39,10 +39,12 @@ SLOTS_MAX = 6
 
 @dataclass(frozen=True)
 class Setting:
-    """What is asked of a run: sequences of `context` tokens each."""
+    """What is asked of a run: sequences of `context` tokens each, bits of what the cache holds."""
 
     context: int
     sequences: int = 1
+    kv_bits: int = 16
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int) -> Ledger
     ledger = Ledger()
     ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
     ledger.reserve("file index", EXTENT_BYTES * extents)
-    ledger.reserve("kv", cache_bytes(spec, setting.sequences, setting.context))
+    cache = cache_bytes(spec, setting.sequences, setting.context, setting.kv_bits)
+    ledger.reserve("kv", cache)
+    ledger.reserve("attention", attention_bytes(spec, setting.context, setting.threads))
     ledger.reserve("activations", workspace_bytes(spec, rows))
     ledger.reserve("logits", head_bytes(spec, min(rows, HEAD_ROWS_MAX)))
     ledger.reserve("drafts", setting.sequences * draft_bytes(spec.vocab, setting.context))

@@ -52,10 +52,12 @@ def usable_cores() -> int:
 class Engine:
     """A network with its cache and buffers: rows in, logits out. Knows no text."""
 
-    def __init__(self, network: Network, slots: int, context: int, rows_max: int) -> None:
+    def __init__(
+        self, network: Network, slots: int, context: int, rows_max: int, kv_bits: int = 16
+    ) -> None:
         self.network = network
         self.context = context
-        self.cache = KVCache(network.spec, slots, context)
+        self.cache = KVCache(network.spec, slots, context, bits=kv_bits)
         rotary = rotary_table(network.spec, self.cache.context)
         self._sweep = Sweep(network, self.cache, rotary, rows_max)
         self._head = Head(network, min(HEAD_ROWS_MAX, rows_max))
@@ -192,18 +194,21 @@ def open_model(
     context: int | None = None,
     threads: int | None = None,
     sequences: int = 1,
+    kv_bits: int = 16,
 ) -> Iterator[Model]:
     """Opens an artefact for `sequences` sequences of `context` tokens within `ram_bytes`.
 
+    kv_bits: of the numbers in the KV cache, 16, 8 or 4.
     Raises BudgetError with the memory table when the budget cannot hold it.
     """
     _native.set_threads(usable_cores() if threads is None else threads)
     spec = read_spec(directory)
     text = Text.open(directory)
     positions = choose_context(spec, context)
-    network, plan = _open_network(directory, spec, Setting(positions, sequences), ram_bytes)
+    setting = Setting(positions, sequences, kv_bits, _native.threads())
+    network, plan = _open_network(directory, spec, setting, ram_bytes)
     try:
-        engine = Engine(network, sequences, positions, plan.rows)
+        engine = Engine(network, sequences, positions, plan.rows, kv_bits)
         yield Model(directory.resolve().name, text, engine, network, plan)
     finally:
         network.close()

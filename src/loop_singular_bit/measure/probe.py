@@ -43,6 +43,7 @@ class RunRequest:
     ram_bytes: int | None
     context: int | None
     threads: int | None
+    kv_bits: int = 16
 
 
 def probe_run(request: RunRequest) -> RunFigures:
@@ -83,7 +84,7 @@ def run_here(request: RunRequest) -> RunFigures:
     """The measured run itself, in this process. Greedy, and never stopped by an end token."""
     with open_model(
         Path(request.directory), ram_bytes=request.ram_bytes, context=request.context,
-        threads=request.threads,
+        threads=request.threads, kv_bits=request.kv_bits,
     ) as model, model.session() as session:  # fmt: skip
         room = max(1, min(PROMPT_TOKENS, model.context - NEW_TOKENS))
         new = min(NEW_TOKENS, model.context - room)

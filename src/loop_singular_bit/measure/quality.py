@@ -95,10 +95,11 @@ def perplexity(
     network: Network,
     tokens: npt.NDArray[np.int64],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    kv_bits: int = 16,
 ) -> Perplexity:
-    """Perplexity over windows [count, context + 1]."""
+    """Perplexity over windows [count, context + 1], with a KV cache of `kv_bits`."""
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    engine = Engine(network, 1, context, context)
+    engine = Engine(network, 1, context, context, kv_bits)
     losses = []
     for index, window in enumerate(tokens):
         x = engine.hidden(window[:-1].tolist(), 0, 0)
@@ -116,8 +117,11 @@ def compare(
     original: Network,
     tokens: npt.NDArray[np.int64],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    kv_bits: int = 16,
 ) -> list[Quality]:
     """Quality of each network against `original` over windows [count, context + 1].
+
+    kv_bits: of the networks' KV caches; the original's has 16.
 
     Raises InputRefusedError when they do not share a vocabulary size.
     """
@@ -128,7 +132,7 @@ def compare(
                 f"--against: vocabulary of {expected}, the artefact has {network.spec.vocab}"
             )
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    engines = [Engine(network, 1, context, context) for network in networks]
+    engines = [Engine(network, 1, context, context, kv_bits) for network in networks]
     reference_engine = Engine(original, 1, context, context)
     parts: list[list[Doubles]] = [[] for _ in networks]
     for index, window in enumerate(tokens):

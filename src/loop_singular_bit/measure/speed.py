@@ -28,11 +28,13 @@ KERNEL_GROUP = 256
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """Tokens of the prompt, tokens generated after it, and how often both are repeated."""
+    """Tokens of the prompt, tokens generated after it, how often both are repeated, and the bits
+    of the KV cache."""
 
     prompt: int = 512
     generate: int = 128
     repeats: int = 5
+    kv_bits: int = 16
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def measure_speed(directory: Path, options: SpeedOptions, threads: int | None) -
     if min(options.prompt, options.generate, options.repeats) < 1:
         raise UsageError("prompt, generated tokens and repetitions must be at least 1")
     context = options.prompt + options.generate
-    with open_model(directory, context=context, threads=threads) as model:
+    with open_model(directory, context=context, threads=threads, kv_bits=options.kv_bits) as model:
         prompts, generated = _repetitions(model, options)
         weight_bytes, weights = _per_token(directory, model)
         planes, window = _shape(model)
