@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loop_singular_bit.cli.options import directory_argument, json_flag, kv_option, threads_option
-from loop_singular_bit.cli.show import print_json
+from loop_singular_bit.cli.options import (
+    directory_argument,
+    json_flag,
+    kv_option,
+    quiet_flag,
+    threads_option,
+)
+from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
+from loop_singular_bit.errors import TargetMissedError, UsageError
 
 
 @click.group()
@@ -61,3 +69,146 @@ def _markdown(f: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines)
+
+
+@bench.command("make-shape")
+@click.argument("shape")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="New directory."
+)
+@click.option(
+    "--bpw",
+    type=float,
+    default=3.35,
+    show_default=True,
+    help="Bits per weight at most, every byte counted.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@quiet_flag
+@json_flag
+def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_json: bool) -> None:
+    """Write an artefact with the shapes of a real network and random weights.
+
+    It takes the memory, the disk and the time of the real one, and says nothing about quality.
+    SHAPE is mistral-7b, llama-2-7b, llama-3-8b, small or tiny.
+
+    \b
+    lsb bench make-shape mistral-7b -o mistral-7b-shape
+    """
+    from loop_singular_bit.compress.synthetic import SyntheticOptions, write_synthetic
+
+    with progress_on_stderr(quiet) as progress:
+        report = write_synthetic(SyntheticOptions(shape, bpw, seed), output, progress)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(
+        f"{output}: synthetic {shape}, {size_text(report['size_bytes'])}, "
+        f"{report['bits_per_weight']:.3f} bits per weight, {report['seconds']:.0f} s"
+    )
+
+
+@bench.command()
+@directory_argument
+@click.option(
+    "--ram-mb",
+    default="400",
+    show_default=True,
+    help="Limit and budget of the run [10^6 bytes]; 0 or all: none.",
+)
+@click.option("--context", default=4096, show_default=True, help="Positions to reserve.")
+@click.option("--prompt", default=1500, show_default=True, help="Tokens of the prompt.")
+@click.option("--generate", default=200, show_default=True, help="Tokens generated after it.")
+@click.option(
+    "--read-threads",
+    default=1,
+    show_default=True,
+    help="Threads of the reader alone, as many as the engine reads with.",
+)
+@click.option(
+    "--cgroup",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Memory control group handed over for this: limit and count there.",
+)
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON."
+)
+@threads_option
+@json_flag
+def memory(
+    directory: Path, ram_mb: str, cgroup: Path | None, save: Path | None, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Run an artefact under a memory limit from a cold page cache: peak, disk, speed, floor.
+
+    Without --cgroup, RLIMIT_DATA limits, and resident set and page cache are sampled. Exit code 3
+    when the limit was not kept.
+
+    \b
+    lsb bench memory mistral-7b-shape --ram-mb 400
+    lsb bench memory mistral-7b-shape --ram-mb 400 --cgroup GROUP --save memory.json
+    """
+    from loop_singular_bit.compress.artefact_plan import predicted_ram
+    from loop_singular_bit.measure.memory_bench import MemoryOptions, measure_memory
+
+    options = MemoryOptions(ram_bytes=_ram_bytes(ram_mb), group=cgroup, **flags)
+    predicted = predicted_ram(directory, options.context, options.ram_bytes)
+    figures = measure_memory(directory, options)
+    values = asdict(figures) | {"estimated_bytes": predicted.total_bytes, "kept": figures.kept}
+    if save is not None:
+        save.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    if as_json:
+        print_json(values)
+    else:
+        print_table(figures.model, ("measured", ""), _memory_rows(values))
+    if not figures.kept:
+        raise TargetMissedError(
+            f"--ram-mb {ram_mb}: {figures.outcome}, peak {size_text(figures.use.peak_bytes)}"
+        )
+
+
+def _ram_bytes(ram_mb: str) -> int | None:
+    from loop_singular_bit.budget import Budgets
+
+    if ram_mb in ("0", "all"):
+        return None
+    try:
+        return Budgets(ram_mb=float(ram_mb)).ram_bytes
+    except ValueError as error:
+        raise UsageError(f"--ram-mb {ram_mb!r}: must be a number or all") from error
+
+
+def _memory_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    use, limit, cached = values["use"], values["limit_bytes"], values["cached_before_bytes"]
+    rows = [
+        ("limit", "none" if limit is None else size_text(limit)),
+        ("outcome", values["outcome"]),
+        ("counted by", use["method"]),
+        ("page cache before", "cold" if cached == 0 else f"{size_text(cached)} NOT DROPPED"),
+        ("peak with page cache", size_text(use["peak_bytes"])),
+        ("most anonymous, most of files",
+         f"{size_text(use['anonymous_bytes'])}, {size_text(use['file_bytes'])}"),
+        ("lsb estimate", size_text(values["estimated_bytes"])),
+        ("major faults, kills", f"{use['major_faults']}, {use['oom_kills']}"),
+        ("read from disk", size_text(use["read_bytes"])),
+    ]  # fmt: skip
+    tokens = values["tokens"]
+    return rows if tokens is None else rows + _token_rows(values, tokens)
+
+
+def _token_rows(values: dict[str, Any], f: dict[str, Any]) -> list[tuple[str, str]]:
+    ledger = ", ".join(f"{name} {size_text(size)}" for name, size in f["ledger"].items())
+    return [
+        ("ledger", f"{size_text(sum(f['ledger'].values()))}: {ledger}"),
+        ("growth after the first token", size_text(f["growth_bytes"])),
+        ("reader, threads", f"{f['reader']}, {f['threads']}"),
+        ("open, first token", f"{f['open_seconds']:.2f} s, {f['first_token_seconds']:.2f} s"),
+        (f"prompt of {values['prompt_tokens']}", f"{f['prompt_per_second']:.2f} tokens/s"),
+        (f"generation of {values['generated_tokens']}",
+         f"{f['generated_per_second']:.3f} ± {f['generated_deviation']:.3f} tokens/s"),
+        ("read for a token", size_text(f["token_read_bytes"])),
+        ("disk while generating", f"{f['disk_bytes_per_second'] / 1e9:.3f} GB/s"),
+        ("reader alone", f"{f['reader_bytes_per_second'] / 1e9:.3f} GB/s"),
+        ("kernel alone", f"{f['kernel_seconds']:.3f} s a token"),
+        ("ratio to the floor", f"{f['ratio_to_floor']:.2f} of {f['floor_seconds']:.3f} s"),
+    ]  # fmt: skip

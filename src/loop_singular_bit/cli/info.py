@@ -36,7 +36,8 @@ def info(directory: Path, tensors: bool, as_json: bool) -> None:
     if report is not None:
         names = ("perplexity", "perplexity_original", "quality_loss", "kl_mean", "top1_agreement")
         known = [(name, _text(report[name])) for name in names if name in report]
-        print_table("when it was written (report.json)", ("", ""), known)
+        if known:  # nothing was evaluated of a synthetic one
+            print_table("when it was written (report.json)", ("", ""), known)
     if tensors:
         print_table("tensors", _HEADER, rows)
 
@@ -58,7 +59,9 @@ def _facts(directory: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     spec = read_spec(directory)
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
         rows = [_row(record) for record in reader.records]
-    facts = {
+        synthetic = reader.meta.get("synthetic")
+    facts: dict[str, Any] = {} if synthetic is None else {"synthetic": f"random, {synthetic}"}
+    facts |= {
         "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "vocab": spec.vocab,
         "context_max": spec.context_max,
         **size_facts(artefact_size_bytes(directory), parameter_count(spec)),

@@ -45,3 +45,24 @@ def model_card(result: Mapping[str, Any]) -> str:
 
 def _without_peak(result: Mapping[str, Any]) -> str:
     return "not run" if result["run"]["refused"] == NOT_RUN else "refused: see report.json"
+
+
+_SYNTHETIC = """\
+---
+library_name: loop-singular-bit
+tags: [synthetic]
+---
+# {name}
+
+**Synthetic: random weights in the shape of {synthetic}.** It measures memory, disk and speed; what
+it writes is noise, and it says nothing about quality. {bits_per_weight:.3f} bits per weight
+({size_bytes:,} bytes, all that inference needs). Written by `lsb bench make-shape`, seed {seed}.
+
+    lsb bench memory {name} --ram-mb 400
+"""
+
+
+def synthetic_card(report: Mapping[str, Any]) -> str:
+    """README.md of an artefact with random weights."""
+    name = str(report["artefact"]).rstrip("/").rsplit("/", 1)[-1]
+    return _SYNTHETIC.format(**report, name=name)

@@ -1,0 +1,189 @@
+"""`lsb bench memory`: one run under a memory limit, and how near it comes to what is possible."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loop_singular_bit import _native
+from loop_singular_bit.container.index import Record
+from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
+from loop_singular_bit.measure.capped_run import Cap, Ended, MemoryUse, run_capped
+from loop_singular_bit.measure.disk import disk_rate
+from loop_singular_bit.measure.memory_child import ChildFigures, ChildRequest
+from loop_singular_bit.measure.page_cache import evict
+from loop_singular_bit.measure.speed import kernel_rate
+
+GROWTH_NOISE_BYTES = 1_000_000  # arenas and the interpreter's own objects come and go
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """ram_bytes None: no limit. read_threads: of the reader alone, as many as the engine uses."""
+
+    ram_bytes: int | None
+    context: int = 4096
+    prompt: int = 1500
+    generate: int = 200
+    threads: int | None = None
+    read_threads: int = 1
+    group: Path | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.context, self.prompt, self.read_threads) < 1 or self.generate < 2:
+            raise UsageError(
+                "context, prompt and read threads must be at least 1, generated tokens 2"
+            )
+        if self.prompt + self.generate > self.context:
+            raise UsageError(
+                f"--prompt {self.prompt} and --generate {self.generate} do not fit "
+                f"--context {self.context}"
+            )
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """Speed of a run that finished, beside what the machine allows.
+
+    generated_per_second, generated_deviation  one over the median token's seconds; over all tokens
+    token_read_bytes     that one generated token had read from disk
+    disk_bytes_per_second  while generating; reader_bytes_per_second: the reader alone, cold cache
+    kernel_seconds       of one token's weights at the speed of the kernel in cache
+    floor_seconds        of a token: its bytes at the reader's speed or its weights at the
+                         kernel's, whichever takes longer
+    ratio_to_floor       1 is as fast as the machine allows
+    """
+
+    reader: str
+    threads: int
+    open_seconds: float
+    first_token_seconds: float
+    prompt_per_second: float
+    generated_per_second: float
+    generated_deviation: float
+    token_read_bytes: float
+    disk_bytes_per_second: float
+    reader_bytes_per_second: float
+    kernel_seconds: float
+    floor_seconds: float
+    ratio_to_floor: float
+    growth_bytes: int
+    ledger: dict[str, int]
+
+    @property
+    def grew(self) -> bool:
+        """Memory rose after the first token, beyond noise."""
+        return self.growth_bytes > GROWTH_NOISE_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """One run.
+
+    cached_before_bytes  of the artefact in the page cache when it started: 0 is a cold cache
+    outcome              "finished", "killed: out of memory", or what the process said
+    """
+
+    model: str
+    limit_bytes: int | None
+    context: int
+    prompt_tokens: int
+    generated_tokens: int
+    cached_before_bytes: int
+    outcome: str
+    use: MemoryUse
+    tokens: TokenFigures | None
+
+    @property
+    def kept(self) -> bool:
+        """The run finished and its peak stayed inside the limit."""
+        inside = self.limit_bytes is None or self.use.peak_bytes <= self.limit_bytes
+        return self.outcome == "finished" and inside
+
+
+def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
+    """Runs the artefact from a cold page cache in a process of its own under the limit.
+
+    Raises BudgetError when the engine refuses the budget, ResourceError when the process fails for
+    a reason other than memory.
+    """
+    weights = directory / WEIGHTS_FILE
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    cached = evict(files)
+    ended = run_capped(_command(directory, options), Cap(options.ram_bytes, options.group), files)
+    outcome = _outcome(ended, directory)
+    tokens = None
+    if outcome == "finished":
+        child = ChildFigures(**json.loads(ended.stdout))
+        tokens = _token_figures(child, weights, options)
+    return MemoryFigures(
+        model=directory.resolve().name, limit_bytes=options.ram_bytes, context=options.context,
+        prompt_tokens=options.prompt, generated_tokens=options.generate,
+        cached_before_bytes=cached, outcome=outcome, use=ended.use, tokens=tokens,
+    )  # fmt: skip
+
+
+def _command(directory: Path, options: MemoryOptions) -> list[str]:
+    request = ChildRequest(
+        str(directory), options.ram_bytes, options.context, options.prompt, options.generate,
+        options.threads, time.monotonic(),
+    )  # fmt: skip
+    module = "loop_singular_bit.measure.memory_child"
+    return [sys.executable, "-m", module, json.dumps(asdict(request))]
+
+
+def _outcome(ended: Ended, directory: Path) -> str:
+    if ended.returncode == 0:
+        return "finished"
+    last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+    if ended.returncode == BudgetError.exit_code:
+        raise BudgetError(last)
+    if ended.use.oom_kills:
+        return "killed: out of memory"
+    if "memory" in last.lower():
+        return last
+    raise ResourceError(
+        f"the measured run of {directory} failed with exit code {ended.returncode}: {last}"
+    )
+
+
+def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -> TokenFigures:
+    _native.set_threads(child.threads)
+    with ContainerReader.open(weights) as reader:
+        kernel = kernel_seconds(reader.records)
+    reader_rate = disk_rate(weights, options.read_threads)
+    seconds = child.token_seconds
+    typical = statistics.median(seconds)
+    read = child.generation_read_bytes / len(seconds)
+    floor = max(read / reader_rate, kernel)
+    return TokenFigures(
+        reader=child.reader, threads=child.threads, open_seconds=child.open_seconds,
+        first_token_seconds=child.first_token_seconds,
+        prompt_per_second=options.prompt / child.prompt_seconds,
+        generated_per_second=1 / typical,
+        generated_deviation=statistics.stdev(1 / each for each in seconds),
+        token_read_bytes=read, disk_bytes_per_second=child.generation_read_bytes / sum(seconds),
+        reader_bytes_per_second=reader_rate, kernel_seconds=kernel, floor_seconds=floor,
+        ratio_to_floor=floor / typical, growth_bytes=child.growth_bytes, ledger=child.ledger,
+    )  # fmt: skip
+
+
+def kernel_seconds(records: Iterable[Record]) -> float:
+    """Of one token through every matrix of planes at the speed of the kernel in cache; an
+    embedding that is only looked up is left out."""
+    weights: dict[tuple[int, int], int] = {}
+    listed = list(records)
+    untied = any(record.name == "head" for record in listed)
+    for record in listed:
+        if record.kind == "planes" and not (untied and record.name == "embed"):
+            get = record.attributes
+            key = int(get["planes"]), int(get["window"])
+            weights[key] = weights.get(key, 0) + int(get["rows"]) * int(get["cols"])
+    return sum(count / kernel_rate(*key) for key, count in weights.items())
