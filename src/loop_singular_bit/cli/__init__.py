@@ -14,7 +14,7 @@ from loop_singular_bit.errors import InterruptedRunError, LoopError, ResourceErr
 
 _COMMANDS = (
     "estimate", "compress", "eval", "run", "chat", "serve", "info", "verify", "doctor", "demo",
-    "bench",
+    "bench", "validate",
 )  # fmt: skip
 _INSTRUCTION_SETS = (
     ("scalar", "neon")
