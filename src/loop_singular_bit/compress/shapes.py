@@ -46,7 +46,7 @@ SHAPES: Mapping[str, Shape] = {
     "mistral-7b": Shape("mistral", 32, 4096, 14336, 32, 8, 32000, 32768, sliding_window=4096),
     "llama-2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096),
     "llama-3-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128256, 8192, rope_theta=5e5),
-    "small": Shape("llama", 6, 512, 1408, 8, 2, 4096, 2048),
+    "small": Shape("llama", 6, 512, 1536, 8, 2, 4096, 2048),
     "tiny": Shape("mistral", 3, 128, 448, 4, 2, 512, 512, sliding_window=64),
 }
 
