@@ -21,6 +21,7 @@ from loop_singular_bit.codec.numbers import from_bf16, to_bf16
 from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector, pack_weight
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.tables import native_tables
+from loop_singular_bit.codec.tiling import Tiling
 from loop_singular_bit.codec.weights import PlanesWeight
 from loop_singular_bit.compress import allocate
 from loop_singular_bit.compress.allocate import CodecOptions, Plan, record_plans
@@ -183,18 +184,18 @@ def _input(
 def _planes(
     record: RecordPlan, rng: np.random.Generator, transforms: dict[str, InputTransform]
 ) -> Payload:
-    """Random bits: every stream is a valid one, and the levels of random windows look Gaussian."""
+    """Random bits: every tile is a valid one, and the levels of random windows look Gaussian."""
     get = record.attributes
-    rows, cols, window, planes, tile_rows = (
-        int(get[key]) for key in ("rows", "cols", "window", "planes", "tile_rows")
+    rows, cols, planes, tile_rows, extent_rows, window = (
+        int(get[key]) for key in ("rows", "cols", "planes", "tile_rows", "extent_rows", "window")
     )
-    sizes = [size for name, size in record.extents.items() if name.startswith("plane")]
-    streams = tuple(rng.integers(0, 256, size, np.uint8) for size in sizes)
+    tiling = Tiling(rows, cols, planes, tile_rows, extent_rows)
+    extents = tuple(rng.integers(0, 256, size, np.uint8) for _, size in tiling.extent_bytes())
     gain = TOP_GAIN if record.name in ("embed", "head") else 1.0
     unit = gain / (np.sqrt(cols) * _integer_deviation(window, planes))
     scale = from_bf16(to_bf16(_around_one(rng, rows) * np.float32(unit)))
     transform = transforms[str(get["input"])]
-    weight = PlanesWeight(rows, cols, window, tile_rows, streams, scale, transform)
+    weight = PlanesWeight(tiling, window, extents, scale, transform)
     return pack_weight(weight, str(get["input"]))
 
 
@@ -213,9 +214,9 @@ def _integer_deviation(window: int, planes: int) -> float:
     """Standard deviation of the integer weights that random streams decode to."""
     rng = np.random.default_rng(0)
     cols = 1024
-    nbytes = _native.stream_bytes(SAMPLE_ROWS, cols, SAMPLE_ROWS)
-    streams = [rng.integers(0, 256, nbytes, np.uint8) for _ in range(planes)]
+    nbytes = planes * _native.plane_bytes(SAMPLE_ROWS, cols)
+    extents = [rng.integers(0, 256, nbytes, np.uint8)]
     out = np.empty((SAMPLE_ROWS, cols), np.int16)
     tables = native_tables(window, planes)
-    _native.planes_decode(streams, SAMPLE_ROWS, cols, SAMPLE_ROWS, tables, 0, out)
+    _native.planes_decode(extents, SAMPLE_ROWS, cols, SAMPLE_ROWS, tables, 0, out)
     return float(out.std())

@@ -129,6 +129,6 @@ def _ratio(lost: float, power: float) -> float:
 
 def _encoding(weight: Weight) -> tuple[str, int]:
     if isinstance(weight, PlanesWeight):
-        return "planes", len(weight.streams)
+        return "planes", weight.planes
     assert isinstance(weight, DenseWeight)
     return weight.kind.name.lower(), 0

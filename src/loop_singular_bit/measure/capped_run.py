@@ -82,7 +82,7 @@ class _Seen:
     anonymous: int = 0
     file: int = 0
     read: int = 0
-    cached: int = 0  # by the last look at the page cache
+    file_then: int = 0  # mapped or cached at the last look at the page cache
     looked: float = field(default=-1e9)
 
 
@@ -142,6 +142,9 @@ def _watch(
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
+            if group is None:  # what came into the cache since the last look is still there
+                seen.file = max(seen.file, resident_bytes(files))
+                seen.peak = max(seen.peak, seen.file)
             return seen, usage.ru_majflt
         time.sleep(SAMPLE_SECONDS)
 
@@ -154,7 +157,7 @@ def _sample(pid: int, group: MemoryGroup | None, files: Sequence[Path], seen: _S
         anonymous, file = group.split()
     elif "RssAnon" in status:  # not there once a process is a zombie
         anonymous = 1024 * (status["RssAnon"] + status["RssShmem"])
-        file = 1024 * status["RssFile"] + _cached_unmapped(process, files, seen)
+        file = _file_bytes(process, 1024 * status["RssFile"], files, seen)
         seen.peak = max(seen.peak, 1024 * status["VmHWM"], anonymous + file)
     else:
         return
@@ -172,14 +175,17 @@ def _fields(path: Path) -> dict[str, int]:
     return {name: int(found[0]) for name, found in words if found and found[0].isdigit()}
 
 
-def _cached_unmapped(process: Path, files: Sequence[Path], seen: _Seen) -> int:
-    """Bytes of `files` in the page cache that are not in the resident set already."""
+def _file_bytes(process: Path, mapped_bytes: int, files: Sequence[Path], seen: _Seen) -> int:
+    """Mapped bytes and those of `files` that are only in the page cache.
+
+    Between two looks a cached page may be mapped: then it is counted once, as one or the other.
+    """
     now = time.monotonic()
     if now - seen.looked >= CACHE_SECONDS:
         cached = resident_bytes(files)
-        seen.cached = max(0, cached - _mapped_bytes(process, files)) if cached else 0
-        seen.looked = now
-    return seen.cached
+        unmapped = max(0, cached - _mapped_bytes(process, files)) if cached else 0
+        seen.looked, seen.file_then = now, mapped_bytes + unmapped
+    return max(mapped_bytes, seen.file_then)
 
 
 def _mapped_bytes(process: Path, files: Sequence[Path]) -> int:

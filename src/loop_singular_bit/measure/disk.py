@@ -15,8 +15,8 @@ READ_BYTES = 1 << 30  # enough to be past what a disk's own cache hides
 def disk_rate(path: Path, threads: int, most_bytes: int = READ_BYTES) -> float:
     """Bytes a second of reading and verifying the runs of a container, extent by extent, from a
     cold page cache with `threads` threads, up to about `most_bytes`."""
-    evict([path])
     with ContainerReader.open(path) as reader, ThreadPoolExecutor(threads) as pool:
+        evict(reader.paths)
         wanted, total = [], 0
         for piece in (piece for run in reader.runs for piece in run.pieces):
             if total < most_bytes:
