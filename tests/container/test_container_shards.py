@@ -90,6 +90,25 @@ def test_every_extent_is_read_back(path: Path) -> None:
             assert [view.tobytes() for view in views] == [SHARDED[key] for key in keys]
 
 
+def test_a_run_that_outgrows_its_shard_late_moves_with_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "model.lsb"
+    data = {(f"w{n}", "values"): pattern(5000, n) for n in range(4)}
+    with ContainerWriter(path, block_bytes=BLOCK_BYTES, shard_bytes=23_000) as writer:
+        for number, ((record, extent), values) in enumerate(data.items()):
+            if number < 2:
+                writer.begin_run()
+            writer.add(record, "raw", {}, {extent: values})
+            # w1 and w2 still fit into the first shard, w3 does not.
+            assert len(_names(path)) == (2 if number == 3 else 1)
+    assert [place_in(path, *key)[:2] for key in data] == [
+        (0, 4096),
+        (1, 4096),
+        (1, 9152),
+        (1, 14208),
+    ]
+    assert _read_all(path) == data
+
+
 def test_limit_that_all_fits_into_makes_one_file(tmp_path: Path) -> None:
     path = tmp_path / "model.lsb"
     write_sharded(path, 10**6)
