@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from loop_singular_bit.compress.artefact_plan import predicted_ram
 from loop_singular_bit.compress.synthetic import SyntheticOptions, write_synthetic
 from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
-from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+from loop_singular_bit.engine.memory_plan import Setting, as_plans, streamed_plan
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
 from loop_singular_bit.measure import memory_bench, speed
 from loop_singular_bit.measure.capped_run import Ended, MemoryUse
@@ -77,12 +77,13 @@ def test_more_than_the_limit_or_an_early_end_is_not_kept(figures: MemoryFigures)
 
 
 def test_streaming_is_told_by_what_was_read_from_disk(shape: Path) -> None:
-    streams = predicted_ram(shape, 64, ram_bytes=1).total_bytes
-    request = ChildRequest(str(shape), streams, 64, 4, 4, 1, time.monotonic())
     with ContainerReader.open(shape / WEIGHTS_FILE) as reader:
+        plan = streamed_plan(read_spec(shape), as_plans(reader.records), Setting(64))
         layers = [r for r in reader.records if r.name.startswith("layers.")]
         layer_bytes = sum(e.size_bytes for record in layers for e in record.extents)
         direct = reader.backend.value.startswith("direct")
+    streams = plan.ledger.total_bytes
+    request = ChildRequest(str(shape), streams, 64, 4, 4, 1, 16, time.monotonic())
     streamed = run_child(request)
     assert run_child(replace(request, ram_bytes=None)).generation_read_bytes == 0
     if not direct:

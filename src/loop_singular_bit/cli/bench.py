@@ -120,12 +120,6 @@ def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_
 @click.option("--prompt", default=1500, show_default=True, help="Tokens of the prompt.")
 @click.option("--generate", default=200, show_default=True, help="Tokens generated after it.")
 @click.option(
-    "--read-threads",
-    default=1,
-    show_default=True,
-    help="Threads of the reader alone, as many as the engine reads with.",
-)
-@click.option(
     "--cgroup",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Memory control group handed over for this: limit and count there.",
@@ -133,6 +127,7 @@ def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON."
 )
+@kv_option
 @threads_option
 @json_flag
 def memory(
@@ -148,13 +143,11 @@ def memory(
     lsb bench memory mistral-7b-shape --ram-mb 400
     lsb bench memory mistral-7b-shape --ram-mb 400 --cgroup GROUP --save memory.json
     """
-    from loop_singular_bit.compress.artefact_plan import predicted_ram
     from loop_singular_bit.measure.memory_bench import MemoryOptions, measure_memory
 
     options = MemoryOptions(ram_bytes=_ram_bytes(ram_mb), group=cgroup, **flags)
-    predicted = predicted_ram(directory, options.context, options.ram_bytes)
     figures = measure_memory(directory, options)
-    values = asdict(figures) | {"estimated_bytes": predicted.total_bytes, "kept": figures.kept}
+    values = asdict(figures) | {"kept": figures.kept}
     if save is not None:
         save.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
     if as_json:

@@ -13,8 +13,8 @@ from loop_singular_bit.codec.planes import CHUNK_ROWS, PROXY_ROWS
 from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight, Weight
 from loop_singular_bit.compress.allocate import SITE_OF_ROLE
 from loop_singular_bit.compress.calibrate import HeadStatistics, Tokens, statistics
+from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.engine.artefact import ArtefactNetwork
-from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.models.spec import TensorSpec, all_tensors, layer_tensors
 
 Floats = npt.NDArray[np.float32]
@@ -41,43 +41,33 @@ class TensorError:
 
 
 def compared_tensors(
-    network: ArtefactNetwork, original: Network, tokens: Tokens
+    network: ArtefactNetwork, original: OriginalNetwork, tokens: Tokens
 ) -> Iterator[TensorError]:
     """All tensors in the order of the file. tokens [sequences, length] enter the original, and give
     the H of every input."""
     top = {tensor.name: tensor for tensor in all_tensors(network.spec) if tensor.layer is None}
     if "head" in top:  # tied, the embedding is a head with inputs of its own
-        yield _compared(top["embed"], network.embedding, original.embedding, None)
+        yield _compared(top["embed"], network.matrix("embed"), original.embedding, None)
     for found in statistics(original, tokens):
         if isinstance(found, HeadStatistics):
-            yield _vector(top["final_norm"], network.final_norm, original.final_norm)
+            yield _vector(top["final_norm"], network.vector("final_norm"), original.final_norm)
             last = top.get("head", top["embed"])
-            yield _compared(last, network.head, original.head, found.hessian)
+            yield _compared(last, network.matrix(last.name), original.head, found.hessian)
             return
-        written = network.layer(found.index)
         for tensor in layer_tensors(network.spec, found.index):
-            mine, theirs = (getattr(layer, tensor.role.value) for layer in (written, found.weights))
+            theirs = getattr(found.weights, tensor.role.value)
             if len(tensor.shape) == 1:
-                yield _vector(tensor, mine, theirs)
+                yield _vector(tensor, network.vector(tensor.name), theirs)
             else:
-                yield _compared(tensor, mine, theirs, found.hessians[SITE_OF_ROLE[tensor.role]])
+                H = found.hessians[SITE_OF_ROLE[tensor.role]]
+                yield _compared(tensor, network.matrix(tensor.name), theirs, H)
 
 
 def checked_tensors(network: ArtefactNetwork) -> Iterator[TensorError]:
     """All tensors, decoded, without an original to compare with."""
-    layer: LayerWeights | None = None
-    held = -1
     for tensor in all_tensors(network.spec):
-        if tensor.layer is None:
-            weight = getattr(network, _TOP[tensor.name])
-        else:
-            if layer is None or held != tensor.layer:
-                layer, held = network.layer(tensor.layer), tensor.layer
-            weight = getattr(layer, tensor.role.value)
-        yield _checked(tensor, weight)
-
-
-_TOP = {"embed": "embedding", "head": "head", "final_norm": "final_norm"}
+        read = network.matrix if len(tensor.shape) == 2 else network.vector
+        yield _checked(tensor, read(tensor.name))
 
 
 def _checked(tensor: TensorSpec, weight: Weight | Floats) -> TensorError:

@@ -97,13 +97,19 @@ class ArtefactNetwork:
         """One layer, the same object on every call."""
         return self._layers[index]
 
+    def matrix(self, name: str) -> Weight:
+        """A matrix, read whole and not kept."""
+        return self._weight(name)
+
+    def vector(self, name: str) -> Floats:
+        """A norm gain or bias, read and not kept."""
+        return self._vector(name)
+
     def read_each(self) -> None:
         """Reads every tensor once, one at a time. Raises FormatError naming an unsound one."""
         for tensor in all_tensors(self.spec):
-            if len(tensor.shape) == 2:
-                self._weight(tensor.name)
-            else:
-                self._vector(tensor.name)
+            read = self.matrix if len(tensor.shape) == 2 else self.vector
+            read(tensor.name)
 
     def _read_layers(self) -> None:
         self.final_norm = self._vector("final_norm")

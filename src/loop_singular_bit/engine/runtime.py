@@ -174,16 +174,18 @@ def choose_context(spec: ModelSpec, context: int | None) -> int:
     return context
 
 
-def _open_network(
-    directory: Path, spec: ModelSpec, setting: Setting, ram_bytes: int | None
-) -> tuple[ArtefactNetwork, RunPlan]:
-    """In memory when that fits the budget, streamed otherwise."""
+def plan_run(directory: Path, setting: Setting, ram_bytes: int | None) -> RunPlan:
+    """What opening an artefact would reserve. Raises BudgetError when the budget cannot hold it."""
+    spec = read_spec(directory)
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
         check_records(reader, spec)
-        plan = best_plan(spec, as_plans(reader.records), setting, ram_bytes)
+        return best_plan(spec, as_plans(reader.records), setting, ram_bytes)
+
+
+def _open_network(directory: Path, plan: RunPlan) -> ArtefactNetwork:
     if plan.streamed:
-        return StreamedNetwork(directory, plan.slots, plan.pinned), plan
-    return ResidentNetwork(directory), plan
+        return StreamedNetwork(directory, plan.slots, plan.pinned)
+    return ResidentNetwork(directory)
 
 
 @contextmanager
@@ -206,7 +208,8 @@ def open_model(
     text = Text.open(directory)
     positions = choose_context(spec, context)
     setting = Setting(positions, sequences, kv_bits, _native.threads())
-    network, plan = _open_network(directory, spec, setting, ram_bytes)
+    plan = plan_run(directory, setting, ram_bytes)
+    network = _open_network(directory, plan)
     try:
         engine = Engine(network, sequences, positions, plan.rows, kv_bits)
         yield Model(directory.resolve().name, text, engine, network, plan)

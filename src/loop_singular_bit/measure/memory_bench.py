@@ -14,6 +14,9 @@ from loop_singular_bit import _native
 from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.memory_plan import Setting
+from loop_singular_bit.engine.ring import READERS
+from loop_singular_bit.engine.runtime import plan_run, usable_cores
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
 from loop_singular_bit.measure.capped_run import Cap, Ended, MemoryUse, run_capped
 from loop_singular_bit.measure.disk import disk_rate
@@ -26,21 +29,19 @@ GROWTH_NOISE_BYTES = 1_000_000  # arenas and the interpreter's own objects come 
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """ram_bytes None: no limit. read_threads: of the reader alone, as many as the engine uses."""
+    """ram_bytes None: no limit. group: a memory control group handed over for the run."""
 
     ram_bytes: int | None
     context: int = 4096
     prompt: int = 1500
     generate: int = 200
     threads: int | None = None
-    read_threads: int = 1
+    kv_bits: int = 16
     group: Path | None = None
 
     def __post_init__(self) -> None:
-        if min(self.context, self.prompt, self.read_threads) < 1 or self.generate < 2:
-            raise UsageError(
-                "context, prompt and read threads must be at least 1, generated tokens 2"
-            )
+        if min(self.context, self.prompt) < 1 or self.generate < 2:
+            raise UsageError("context and prompt must be at least 1, generated tokens 2")
         if self.prompt + self.generate > self.context:
             raise UsageError(
                 f"--prompt {self.prompt} and --generate {self.generate} do not fit "
@@ -87,6 +88,7 @@ class TokenFigures:
 class MemoryFigures:
     """One run.
 
+    estimated_bytes      what the engine's plan, and so `lsb estimate`, says the run takes
     cached_before_bytes  of the artefact in the page cache when it started: 0 is a cold cache
     outcome              "finished", "killed: out of memory", or what the process said
     """
@@ -96,6 +98,7 @@ class MemoryFigures:
     context: int
     prompt_tokens: int
     generated_tokens: int
+    estimated_bytes: int
     cached_before_bytes: int
     outcome: str
     use: MemoryUse
@@ -115,6 +118,9 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
     a reason other than memory.
     """
     weights = directory / WEIGHTS_FILE
+    threads = usable_cores() if options.threads is None else options.threads
+    setting = Setting(options.context, kv_bits=options.kv_bits, threads=threads)
+    plan = plan_run(directory, setting, options.ram_bytes)
     files = sorted(path for path in directory.iterdir() if path.is_file())
     cached = evict(files)
     ended = run_capped(_command(directory, options), Cap(options.ram_bytes, options.group), files)
@@ -126,6 +132,7 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
     return MemoryFigures(
         model=directory.resolve().name, limit_bytes=options.ram_bytes, context=options.context,
         prompt_tokens=options.prompt, generated_tokens=options.generate,
+        estimated_bytes=plan.ledger.total_bytes,
         cached_before_bytes=cached, outcome=outcome, use=ended.use, tokens=tokens,
     )  # fmt: skip
 
@@ -133,7 +140,7 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
 def _command(directory: Path, options: MemoryOptions) -> list[str]:
     request = ChildRequest(
         str(directory), options.ram_bytes, options.context, options.prompt, options.generate,
-        options.threads, time.monotonic(),
+        options.threads, options.kv_bits, time.monotonic(),
     )  # fmt: skip
     module = "loop_singular_bit.measure.memory_child"
     return [sys.executable, "-m", module, json.dumps(asdict(request))]
@@ -158,7 +165,7 @@ def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -
     _native.set_threads(child.threads)
     with ContainerReader.open(weights) as reader:
         kernel = kernel_seconds(reader.records)
-    reader_rate = disk_rate(weights, options.read_threads)
+    reader_rate = disk_rate(weights, READERS)
     seconds = child.token_seconds
     typical = statistics.median(seconds)
     read = child.generation_read_bytes / len(seconds)

@@ -28,6 +28,7 @@ class ChildRequest:
     prompt: int
     generate: int
     threads: int | None
+    kv_bits: int
     started: float
 
 
@@ -60,7 +61,7 @@ def run_child(request: ChildRequest) -> ChildFigures:
     begun = time.monotonic()
     with open_model(
         Path(request.directory), ram_bytes=request.ram_bytes, context=request.context,
-        threads=request.threads,
+        threads=request.threads, kv_bits=request.kv_bits,
     ) as model, model.session() as session:  # fmt: skip
         opened = time.monotonic()
         logits = session.advance(made_up_prompt(request.prompt, model.text.vocab))
