@@ -138,6 +138,12 @@ static void py_gram(Floats<2> x, FloatsOut<2> h) {
   gram(x.data(), x.shape(0), x.shape(1), h.data(), padded);
 }
 
+static void py_row_dots(Floats<2> a, Floats<2> b, Array<double, 1> out) {
+  require(a.shape(0) == b.shape(0) && a.shape(1) == b.shape(1) && out.size() == a.shape(0), "row shapes disagree");
+  nb::gil_scoped_release release;
+  row_dots(a.data(), b.data(), a.shape(0), a.shape(1), out.data());
+}
+
 static void py_pack_panels(Floats<2> x, FloatsOut<3> panels) {
   require(panels.shape(0) == (x.shape(1) + 31) / 32 && panels.shape(1) == x.shape(0) && panels.shape(2) == 32, "panels disagree");
   nb::gil_scoped_release release;
@@ -228,6 +234,7 @@ NB_MODULE(_native, m) {
   m.def("rms_norm", &py_rms_norm, array("x"), array("gain"), nb::arg("eps"), array("out"));
   m.def("rope", &py_rope, array("x"), array("cosine"), array("sine"), array("position"), nb::arg("head_dim"));
   m.def("swiglu", &py_swiglu, array("gate"), array("up"), array("out"));
+  m.def("row_dots", &py_row_dots, array("a"), array("b"), array("out"));
   m.def("gram", &py_gram, array("x"), array("h"));
   m.def("sum_words", [](Array<const uint64_t, 1> words) {
     nb::gil_scoped_release release;

@@ -120,3 +120,15 @@ static void gram(const float* panels, int64_t tokens, int64_t cols, int64_t i_bl
   for (int i = 0; i < 32; i += kOuterRows)
     outer_block<kOuterRows>(a + i, 1, 32, b, tokens, h + (i_block * 32 + i) * cols + j_block * 32, cols);
 }
+
+// Sum of a[i] b[i] in double precision: products are exact, sums in 16 lanes.
+static double dot_wide(const float* a, const float* b, int64_t count) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += (double)a[i + l] * (double)b[i + l];
+  for (int l = 0; i < count; ++i, ++l) lanes[l] += (double)a[i] * (double)b[i];
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}

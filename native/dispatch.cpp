@@ -343,6 +343,14 @@ void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded
   });
 }
 
+// out[r] = sum of a[r][c] b[r][c].
+void row_dots(const float* a, const float* b, int64_t rows, int64_t cols, double* out) {
+  const Kernels& kernels = active();
+  split(rows, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) out[r] = kernels.dot(a + r * cols, b + r * cols, cols);
+  });
+}
+
 uint64_t sum_words(const uint64_t* words, int64_t count) {
   constexpr int64_t kShare = 1 << 17;
   std::vector<uint64_t> sums(ceil_div(count, kShare));

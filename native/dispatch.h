@@ -65,6 +65,7 @@ void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
             const float* mix, bool inverse, float* out);
 void sparse_matmul(const Sparse& weight, const float* x, int64_t tokens, float* out);
+void row_dots(const float* a, const float* b, int64_t rows, int64_t cols, double* out);
 void gram(const float* x, int64_t tokens, int64_t cols, float* h, int64_t padded);
 // Encodes a matrix, given as if it were one tile, into the tiles of `geometry`, each on its own.
 void encode(const TileJob& matrix, const Geometry& geometry, const std::vector<uint8_t*>& tiles);

@@ -100,6 +100,7 @@ struct Kernels {
   int64_t (*attend_scratch_bytes)(int64_t queries, int head_dim);
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
   // calibration and encoding
+  double (*dot)(const float* a, const float* b, int64_t count);
   void (*gram)(const float* panels, int64_t tokens, int64_t cols, int64_t i_block, int64_t j_block,
                float* h);
   void (*encode_tile)(const TileJob&, void* scratch);

@@ -2,6 +2,9 @@
 // each of the 2^(L-1) states. Costs are integers, so every tier finds the same paths.
 
 typedef int16_t vs __attribute__((vector_size(2 * kStreams)));
+typedef uint16_t vus __attribute__((vector_size(2 * kStreams)));
+typedef int32_t wide __attribute__((vector_size(4 * kStreams)));
+typedef uint8_t vbytes __attribute__((vector_size(kStreams)));
 
 constexpr int kFloor = -32768;      // cost of the best start: the whole 16-bit range is used
 constexpr int kStepMax = 4096;      // largest cost of a step: errors are 14 bits, squares lose 16
@@ -12,9 +15,12 @@ constexpr float kReach = 3.0f;      // targets beyond this multiple of the large
 struct ViterbiPlane {               // one plane, prepared
   int window;
   float scale;                      // target units to cost units
-  int16_t level[kLevels];           // in cost units
+  vs level[kLevels];                // in cost units, 16 times each
   const uint16_t* offset;           // [1 << window] of each window's level among the costs
 };
+
+static inline vs spread16(int x) { return (vs){} + (int16_t)x; }
+static inline vs least(vs a, vs b) { return a < b ? a : b; }
 
 static ViterbiPlane viterbi_plane(const PlaneTables& tables, int plane, float unit) {
   ViterbiPlane p;
@@ -25,18 +31,14 @@ static ViterbiPlane viterbi_plane(const PlaneTables& tables, int plane, float un
   for (int i = 0; i < kLevels; ++i) top = top > std::abs(levels[i]) ? top : std::abs(levels[i]);
   const float fine = (float)kErrorMax / ((1.0f + kReach) * (float)top);
   p.scale = fine / unit;
-  for (int i = 0; i < kLevels; ++i) p.level[i] = (int16_t)std::lrintf(fine * (float)levels[i]);
+  for (int i = 0; i < kLevels; ++i) p.level[i] = spread16((int)std::lrintf(fine * (float)levels[i]));
   return p;
 }
-
-static inline vs spread16(int x) { return (vs){} + (int16_t)x; }
-static inline vs least(vs a, vs b) { return a < b ? a : b; }
 
 static inline vs square_high(vs e) {  // e * e >> 16
 #if defined(__AVX2__)
   return (vs)_mm256_mulhi_epi16((__m256i)e, (__m256i)e);
 #else
-  typedef int32_t wide __attribute__((vector_size(4 * kStreams)));
   const wide w = __builtin_convertvector(e, wide);
   return __builtin_convertvector(w * w >> 16, vs);
 #endif
@@ -44,17 +46,17 @@ static inline vs square_high(vs e) {  // e * e >> 16
 
 // Costs of the 16 levels for the 16 targets x.
 static inline void step_costs(const ViterbiPlane& p, const float* x, vs* costs) {
-  const float cut = kErrorMax / (1.0f + kReach) * kReach;
-  int16_t target[kStreams];
-  for (int i = 0; i < kStreams; ++i) {
-    float scaled = x[i] * p.scale;
-    scaled = scaled < cut ? scaled : cut;
-    scaled = scaled > -cut ? scaled : -cut;
-    target[i] = (int16_t)((scaled + 12582912.0f) - 12582912.0f);  // rounds to nearest even
+  const vf cut = splat(kErrorMax / (1.0f + kReach) * kReach), scale = splat(p.scale);
+  const vf magic = splat(12582912.0f);  // rounds to nearest even, and leaves the integer in the low bits
+  int32_t rounded[kStreams];
+  for (int i = 0; i < kStreams; i += W) {
+    const vi bits = as_int(vmax(vmin(load(x + i) * scale, cut), -cut) + magic);
+    std::memcpy(rounded + i, &bits, sizeof bits);
   }
-  vs t;
-  std::memcpy(&t, target, sizeof t);
-  for (int i = 0; i < kLevels; ++i) costs[i] = square_high(t - spread16(p.level[i]));
+  wide target;
+  std::memcpy(&target, rounded, sizeof target);
+  const vs t = __builtin_convertvector(target, vs);
+  for (int i = 0; i < kLevels; ++i) costs[i] = square_high(t - p.level[i]);
 }
 
 static int choice_vectors(int window) {  // of half the states, 16 to a vector
@@ -87,6 +89,28 @@ static void viterbi_step(const ViterbiPlane& p, const vs* costs, const vs* from,
   }
 }
 
+// Back from the states `now`: level indices and newest bits of the first `kept` steps, and the states
+// after them. A state's bit lies in vector `now >> shift` of a step's choices.
+static vs trace_back(const ViterbiPlane& p, int64_t steps, int64_t kept, vs now, const vs* choices,
+                     uint8_t* level, uint8_t* newest) {
+  const int vectors = 2 * choice_vectors(p.window), shift = p.window - 2 < 4 ? p.window - 2 : 4;
+  const vs states = spread16((1 << (p.window - 1)) - 1), place = spread16((1 << shift) - 1);
+  vs after = now;
+  for (int64_t t = steps; t-- > 0;) {
+    if (t == kept - 1) after = now;
+    const vs* choice = choices + t * vectors;
+    const vs at = now >> shift;
+    vs bits = choice[0];
+    for (int v = 1; v < vectors; ++v) bits = at == spread16(v) ? choice[v] : bits;
+    const vs window = now + now + (vs)((vus)bits >> (vus)(now & place) & 1);
+    now = window & states;
+    const vbytes bit = __builtin_convertvector((vus)window >> (p.window - 1), vbytes);
+    std::memcpy(newest + t * kStreams, &bit, sizeof bit);
+    for (int i = 0; i < kStreams; ++i) level[t * kStreams + i] = (uint8_t)(p.offset[window[i]] / sizeof(vs));
+  }
+  return after;
+}
+
 // Best paths through x[0..steps)[16] from `state` [16]: level indices and newest bits of the first
 // `kept` steps, and in `state` the one after them. choices: 2 * choice_vectors for each step.
 static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, int64_t kept, int* state,
@@ -117,17 +141,6 @@ static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, 
     at = from[s] < best ? spread16(s) : at;
     best = least(best, from[s]);
   }
-  int now[kStreams];
-  for (int i = 0; i < kStreams; ++i) now[i] = at[i];
-  for (int64_t t = steps; t-- > 0;)
-    for (int i = 0; i < kStreams; ++i) {
-      const int low = now[i] & (states / 2 - 1), top = now[i] / (states / 2);
-      const vs* choice = choices + 2 * t * vectors + top * vectors + low / 16;
-      const int oldest = (uint16_t)((const int16_t*)choice)[i] >> (low % 16) & 1;
-      if (t == kept - 1) state[i] = now[i];
-      const int window = 2 * now[i] + oldest;
-      level[t * kStreams + i] = (uint8_t)(p.offset[window] / sizeof(vs));
-      newest[t * kStreams + i] = (uint8_t)(window >> (p.window - 1));
-      now[i] = window & (states - 1);
-    }
+  const vs after = trace_back(p, steps, kept, at, choices, level, newest);
+  for (int i = 0; i < kStreams; ++i) state[i] = after[i];
 }

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS, Tiling, extent_rows_of
+from loop_singular_bit.codec.tiling import (
+    ROW_TILE_ROWS,
+    TILE_ROWS,
+    Tiling,
+    even_tile_rows,
+    extent_rows_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +24,17 @@ def test_extents_are_as_many_whole_tiles_as_fit_1024_rows(tile_rows: int, extent
 @pytest.mark.parametrize("tile_rows", [-32, 0, 16, 31, 48])
 def test_tiles_are_whole_blocks(tile_rows: int) -> None:
     with pytest.raises(ValueError, match=f"^{tile_rows} tile rows: must be a multiple of 32"):
-        extent_rows_of(tile_rows)
+        even_tile_rows(100, tile_rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile_rows"),
+    [(1, 32), (576, 576), (1024, 1024), (1025, 544), (1536, 768), (2048, 1024), (11008, 1024)],
+)
+def test_tiles_are_as_few_as_can_be_and_of_one_height(rows: int, tile_rows: int) -> None:
+    assert even_tile_rows(rows, TILE_ROWS) == tile_rows
+    assert -(-rows // tile_rows) == -(-rows // TILE_ROWS)
+    assert even_tile_rows(rows, ROW_TILE_ROWS) == ROW_TILE_ROWS
 
 
 @pytest.mark.parametrize(

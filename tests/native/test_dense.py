@@ -117,6 +117,28 @@ def test_gram_adds_to_what_is_there() -> None:
     np.testing.assert_array_equal(h, gram(x))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (7, 16), (130, 100), (5, 4097)])
+def test_row_dots_are_exact_to_double_precision(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(shape[1])
+    a, b = floats(rng, *shape), floats(rng, *shape)
+
+    def dots() -> Array:
+        out = np.full(len(a), np.nan)
+        _native.row_dots(a, b, out)
+        return out
+
+    size = np.abs(a.astype(np.float64) * b).sum(axis=1)
+    expected = np.einsum("rc,rc->r", a.astype(np.float64), b.astype(np.float64))
+    assert (np.abs(everywhere(dots) - expected) <= 1e-14 * size).all()
+
+
+def test_row_dots_refuse_rows_of_another_shape() -> None:
+    a = np.zeros((3, 8), np.float32)
+    for b, count in ((a[:2], 3), (a[:, :4].copy(), 3), (a, 2)):
+        with pytest.raises(ValueError, match="row shapes disagree"):
+            _native.row_dots(a, b, np.zeros(count))
+
+
 def test_panels_hold_columns_in_groups_of_32_padded_with_zeros() -> None:
     x = floats(np.random.default_rng(1), 5, 70)
     expected = np.zeros((3, 5, 32), np.float32)

@@ -181,6 +181,34 @@ def test_with_feedback_loses_as_little_as_reference(
     np.testing.assert_array_equal(decode(result.extents, tables, *shape), result.decoded)
 
 
+@pytest.mark.parametrize(
+    ("planes", "window", "rows", "cols", "tile_rows", "block"),
+    [
+        (2, 5, 96, 72, 64, 4),
+        (1, 7, 544, 12, 544, 4),  # a tile so high that the trial of a quad is cut
+        (2, 6, 600, 8, 640, 4),
+        (1, 4, 544, 20, 544, 8),
+        (5, 6, 64, 100, 32, 32),
+        (3, 8, 70, 136, 96, 64),
+    ],
+)
+def test_with_feedback_equals_reference_where_sums_are_exact(
+    planes: int, window: int, rows: int, cols: int, tile_rows: int, block: int
+) -> None:
+    """Targets are multiples of 1/8 and factors of 1/4: float32 rounds none of their sums."""
+    rng = np.random.default_rng(rows + cols)
+    target = (rng.integers(-400, 401, (rows, cols)) / 8).astype(np.float32)
+    tables = gaussian_tables(rng, planes, window)
+    factor = rng.integers(-1, 2, (cols, cols)) / 4 * (rng.random((cols, cols)) < 0.2)
+    quantized_together = np.arange(cols)[:, None] // block >= np.arange(cols) // block
+    factor[quantized_together] = 0
+    panels = np.empty((-(-cols // 32), cols, 32), np.float32)
+    _native.pack_panels(factor.astype(np.float32), panels)
+    result = everywhere_encoded(target, panels, tables, tile_rows, block)
+    expected = reference.encode_with_feedback(target, factor, tables, tile_rows, block)
+    np.testing.assert_array_equal(result.decoded, expected)
+
+
 @pytest.mark.parametrize("block", [4, 8, 16, 32, 64])
 def test_feedback_lowers_the_proxy_loss(block: int) -> None:
     rng = np.random.default_rng(block)

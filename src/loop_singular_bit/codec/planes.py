@@ -13,7 +13,7 @@ from loop_singular_bit.codec.numbers import from_bf16, to_bf16
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.tables import native_tables, table_set
-from loop_singular_bit.codec.tiling import TILE_ROWS, Tiling, extent_rows_of
+from loop_singular_bit.codec.tiling import TILE_ROWS, Tiling, even_tile_rows, extent_rows_of
 from loop_singular_bit.codec.weights import PlanesWeight
 
 Floats = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class PlaneOptions:
     window         L, bits that select a level (4..10)
     block          columns quantized before their error is fed back (4, 8, 16, 32 or 64); a path
                    through the trellis is cut after as many, so without feedback it is 64
-    tile_rows      rows that share one stream
+    tile_rows      most rows that share one stream
     """
 
     planes: int
@@ -41,7 +41,8 @@ class PlaneOptions:
 
     def tiling(self, rows: int, cols: int) -> Tiling:
         """How a matrix [rows, cols] is cut. Raises ValueError for an impossible tile_rows."""
-        return Tiling(rows, cols, self.planes, self.tile_rows, extent_rows_of(self.tile_rows))
+        tile_rows = even_tile_rows(rows, self.tile_rows)
+        return Tiling(rows, cols, self.planes, tile_rows, extent_rows_of(tile_rows))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def encode(
         part = slice(first * tiling.extent_rows, (first + at_once) * tiling.extent_rows)
         rotated = transform.weights(np.ascontiguousarray(W[part], np.float32))
         views = extents[first : first + at_once]
-        unit, decoded = _encode_rows(rotated, options, panels, views)
+        unit, decoded = _encode_rows(rotated, options, tiling.tile_rows, panels, views)
         row_scale[part], found = _refit(rotated, decoded, unit, H)
         sums += found
     weight = PlanesWeight(tiling, options.window, extents, row_scale, transform, outliers)
@@ -92,6 +93,7 @@ def encode(
 def _encode_rows(
     rotated: Floats,
     options: PlaneOptions,
+    tile_rows: int,
     panels: Floats | None,
     extents: Sequence[npt.NDArray[np.uint8]],
 ) -> tuple[Floats, npt.NDArray[np.int16]]:
@@ -101,13 +103,20 @@ def _encode_rows(
     native = native_tables(options.window, options.planes)
     block = options.block if panels is not None else BLOCK_MAX
     target = rotated / unit[:, None]
-    _native.encode(target, panels, native, options.tile_rows, block, extents, decoded)
+    _native.encode(target, panels, native, tile_rows, block, extents, decoded)
     return unit, decoded
+
+
+def _row_dots(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
+    """sum_c a[r][c] b[r][c] for each row [rows]."""
+    out = np.empty(len(a), np.float64)
+    _native.row_dots(a, b, out)
+    return out
 
 
 def _row_units(rotated: Floats, sigma: float) -> Floats:
     """Size of one integer unit in each row [rows]: its root mean square over the table's."""
-    power = np.einsum("rc,rc->r", rotated, rotated, dtype=np.float64) / rotated.shape[1]
+    power = _row_dots(rotated, rotated) / rotated.shape[1]
     unit = (np.sqrt(power) / sigma).astype(np.float32)
     return np.where(unit > 0, unit, np.float32(1))
 
@@ -119,20 +128,12 @@ def _refit(
     ||E||^2, ||W||^2 over all rows, tr(E H E^T), tr(W H W^T) over the rows of the proxy."""
     Q = decoded.astype(np.float32)
     proxy = slice(None, None, -(-len(W) // PROXY_ROWS))
-    HQ, HW = Q, W[proxy]
-    if H is not None:
-        HQ, HW = np.empty_like(Q), np.empty_like(W[proxy])
-        _native.dense_matmul(0, H, None, Q, HQ)
-        _native.dense_matmul(0, H, None, np.ascontiguousarray(W[proxy]), HW)
-
-    def dot(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
-        return np.asarray(np.einsum("rc,rc->r", a, b, dtype=np.float64))
-
-    wq, qq, ww = dot(W, HQ), dot(Q, HQ), dot(W[proxy], HW)
+    part = np.ascontiguousarray(W[proxy])
+    HQ, HW = (Q, part) if H is None else (Q @ H, part @ H)
+    wq, qq, ww = _row_dots(W, HQ), _row_dots(Q, HQ), _row_dots(part, HW)
     best = np.where(qq > 0, wq / np.where(qq > 0, qq, 1), unit)
     scale = from_bf16(to_bf16(np.maximum(best, 0).astype(np.float32)))
-    wide = scale[proxy].astype(np.float64)
-    lost = ww - 2 * wide * wq[proxy] + wide**2 * qq[proxy]
-    error = W - Q * scale[:, None]
-    sums = [dot(error, error).sum(), dot(W, W).sum(), lost.sum(), ww.sum()]
-    return scale, np.array(sums)
+    wide, power = scale.astype(np.float64), _row_dots(W, W)
+    lost = power - 2 * wide * _row_dots(W, Q) + wide**2 * _row_dots(Q, Q)
+    lost_under_H = ww - (2 * wide * wq - wide**2 * qq)[proxy]
+    return scale, np.array([lost.sum(), power.sum(), lost_under_H.sum(), ww.sum()])

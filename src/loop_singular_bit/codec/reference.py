@@ -238,7 +238,7 @@ def encode_with_feedback(
                 goal += error[:, :at] @ factor[:at, columns]
                 ahead += error[:, :at] @ factor[:at, beyond]
             if factor is not None and more:  # a first pass finds the errors that it comes from
-                trial = _encode_block(goal, ahead, tables, states.copy())
+                trial = _foreseen(goal, ahead, tables, states.copy())
                 wrong = work[start:stop, columns] - trial / (GROUP_RATIO if wide else 1)
                 ahead += wrong @ factor[columns, beyond]
             value = _encode_block(goal, ahead, tables, states)
@@ -258,6 +258,23 @@ def _encode_block(
     """Integers of a block [rows, cols], whose paths look into the quad `ahead` [rows, 4 or 0]."""
     steps = np.concatenate([to_streams(goal), to_streams(ahead)[:AHEAD]]).astype(np.float32)
     value = _encode_planes(steps, goal.size // STREAMS, tables, states)
+    return from_streams(value, *goal.shape)
+
+
+def _foreseen(
+    goal: npt.NDArray[np.float64],
+    ahead: npt.NDArray[np.float64],
+    tables: Tables,
+    states: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int16]:
+    """Integers of a block as far as the first steps of the next quad need to know them: of a quad
+    alone twice as many steps, zero beyond."""
+    steps = goal.size // STREAMS
+    if goal.shape[1] > QUAD or steps <= 2 * AHEAD:
+        return _encode_block(goal, ahead, tables, states)
+    value = np.zeros((steps, STREAMS), np.int16)
+    left = to_streams(goal)[: 2 * AHEAD].astype(np.float32)
+    value[: 2 * AHEAD] = _encode_planes(left, 2 * AHEAD, tables, states)
     return from_streams(value, *goal.shape)
 
 

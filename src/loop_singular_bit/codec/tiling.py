@@ -12,10 +12,19 @@ ROW_TILE_ROWS = 32  # rows that are looked up one by one: all that one of them n
 EXTENT_ROWS = 1024
 
 
+def even_tile_rows(rows: int, most: int) -> int:
+    """Rows of a tile: the least that makes no more tiles of `rows` than `most` does.
+
+    Streams start anew in every tile, so a low last one codes worse; and threads take equal shares.
+    """
+    if most < 32 or most % 32:
+        raise ValueError(f"{most} tile rows: must be a multiple of 32")
+    tiles = -(-rows // most)
+    return -(-rows // (32 * tiles)) * 32
+
+
 def extent_rows_of(tile_rows: int) -> int:
     """Rows of an extent that a writer chooses: as many whole tiles as fit EXTENT_ROWS."""
-    if tile_rows < 32 or tile_rows % 32:
-        raise ValueError(f"{tile_rows} tile rows: must be a multiple of 32")
     return max(EXTENT_ROWS // tile_rows, 1) * tile_rows
 
 

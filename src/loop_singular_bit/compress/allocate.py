@@ -273,10 +273,11 @@ def _attributes(codec: Codec, tensor: TensorSpec, dtype: str) -> dict[str, int |
         found["dtype"] = dtype
     ratio = codec.outlier_ratio if isinstance(codec, Planes | Outlier1) else 0.0
     if isinstance(codec, Planes):
-        options = codec.options
+        tiling = codec.options.tiling(rows, cols)
         found |= {
-            "window": options.window, "planes": options.planes, "tile_rows": options.tile_rows,
-            "extent_rows": options.tiling(rows, cols).extent_rows, "input": input_name(tensor),
+            "window": codec.options.window, "planes": tiling.planes,
+            "tile_rows": tiling.tile_rows, "extent_rows": tiling.extent_rows,
+            "input": input_name(tensor),
         }  # fmt: skip
     if ratio:
         found |= {
