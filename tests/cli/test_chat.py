@@ -72,18 +72,8 @@ def test_unknown_command_is_named(directory: Path, model: FakeModel) -> None:
 
 
 def test_options_reach_the_engine(directory: Path, model: FakeModel) -> None:
-    flags = (
-        "--ram-mb",
-        "5",
-        "--context",
-        "99",
-        "--threads",
-        "1",
-        "--kv",
-        "8",
-        "--system",
-        "Be brief.",
-    )
+    flags = ("--ram-mb", "5", "--context", "99", "--threads", "1", "--kv", "8")
+    flags += ("--system", "Be brief.")
     run(directory, "one\n", *flags)
     assert model.opened == {  # type: ignore[attr-defined]
         "directory": directory,
