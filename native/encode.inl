@@ -164,14 +164,17 @@ static void feed_ahead(const TileJob& job, int64_t begin, int64_t c, int64_t wid
 // One path through every plane: values of `steps` steps, the streams' bits, and the states after.
 static void encode_paths(const TileJob& job, int64_t quad, int64_t steps, int64_t ahead,
                          int (*state)[kStreams], EncodeScratch& s) {
-  std::memset(s.value, 0, steps * kStreams * 4);
+  std::memset(s.value, 0, (steps + ahead) * kStreams * 4);
   for (int k = 0; k < job.tables->count; ++k) {
     viterbi_paths(s.planes[k], s.sequence, steps + ahead, steps, state[k], s.choices, s.level, s.newest);
     const int8_t* levels = (const int8_t*)job.tables->levels[k];
     const int weight = job.tables->count > kPlanesPerGroup && k < kPlanesPerGroup ? kGroupRatio : 1;
     const float unit = plane_unit(k);
-    for (int64_t t = 0; t < (steps + ahead) * kStreams; ++t) s.sequence[t] -= unit * (float)levels[s.level[t]];
-    for (int64_t t = 0; t < steps * kStreams; ++t) s.value[t] += weight * levels[s.level[t]];
+    for (int64_t t = 0; t < (steps + ahead) * kStreams; ++t) {
+      const int level = levels[s.level[t]];
+      s.sequence[t] -= unit * (float)level;
+      s.value[t] += weight * level;  // those ahead are dropped
+    }
     put_bits(job, k, quad, steps, s.newest);
   }
 }

@@ -9,7 +9,6 @@ typedef uint8_t vbytes __attribute__((vector_size(kStreams)));
 constexpr int kFloor = -32768;      // cost of the best start: the whole 16-bit range is used
 constexpr int kStepMax = 4096;      // largest cost of a step: errors are 14 bits, squares lose 16
 constexpr int kErrorMax = 16383;
-constexpr int kSettle = 4;          // steps between two subtractions of the least cost
 constexpr float kReach = 3.0f;      // targets beyond this multiple of the largest level are cut
 
 struct ViterbiPlane {               // one plane, prepared
@@ -119,24 +118,27 @@ static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, 
   alignas(64) vs buffer[2][1 << (kWindowMax - 1)];
   vs *from = buffer[0], *to = buffer[1], costs[kLevels];
   // A path from elsewhere must lose to any from `state` by the time they can meet.
-  for (int s = 0; s < states; ++s)
-    for (int i = 0; i < kStreams; ++i) from[s][i] = (int16_t)(kFloor + (s == state[i] ? 0 : p.window * kStepMax));
+  const vs start = spread16(kFloor), elsewhere = start + spread16(p.window * kStepMax);
+  vs at;
+  for (int i = 0; i < kStreams; ++i) at[i] = (int16_t)state[i];
+  for (int s = 0; s < states; ++s) from[s] = at == spread16(s) ? start : elsewhere;
+  const int settle = 65536 / kStepMax - p.window;  // steps until costs could leave the 16 bits
   for (int64_t t = 0; t < steps; ++t) {
     step_costs(p, x + t * kStreams, costs);
     viterbi_step(p, costs, from, to, choices + 2 * t * vectors);
     vs* swap = from;
     from = to;
     to = swap;
-    if (t % kSettle == kSettle - 1) {
+    if (t % settle == settle - 1) {
       vs low = from[0];
       for (int s = 1; s < states; ++s) low = least(low, from[s]);
       low -= spread16(kFloor);
       // Paths that cannot be are cut back to where they still lose, so that 16 bits hold them.
-      const vs ceiling = spread16(kFloor + kWindowMax * kStepMax);
-      for (int s = 0; s < states; ++s) from[s] = least(from[s] - low, ceiling);
+      for (int s = 0; s < states; ++s) from[s] = least(from[s] - low, elsewhere);
     }
   }
-  vs best = from[0], at = {};
+  vs best = from[0];
+  at = vs{};
   for (int s = 1; s < states; ++s) {
     at = from[s] < best ? spread16(s) : at;
     best = least(best, from[s]);

@@ -28,7 +28,8 @@ def feedback_panels(H: Floats, block: int) -> npt.NDArray[np.float32]:
     """A as packed panels [ceil(cols/32), cols, 32] for the encoder. H: damped, rotated."""
     cols = len(H)
     wide = H.astype(np.float64) if cols <= 4096 else H  # 14336 columns in float64 are 1.6 GB
-    upper = np.ascontiguousarray(np.linalg.cholesky(wide[::-1, ::-1])[::-1, ::-1])
+    # Transposed: what the library copies is then contiguous.
+    upper = np.ascontiguousarray(np.linalg.cholesky(wide[::-1, ::-1].T)[::-1, ::-1])
     for start in range(0, cols, block):
         J = slice(start, min(start + block, cols))
         upper[: J.stop, J] = upper[: J.stop, J] @ np.linalg.inv(upper[J, J])
