@@ -184,12 +184,14 @@ def _file_bytes(process: Path, mapped_bytes: int, files: Sequence[Path], seen: _
     if now - seen.looked >= CACHE_SECONDS:
         cached = resident_bytes(files)
         unmapped = max(0, cached - _mapped_bytes(process, files)) if cached else 0
-        seen.looked, seen.file_then = now, mapped_bytes + unmapped
+        # What was mapped or unmapped while we looked must not count as both: the next look is near.
+        mapped_after = 1024 * _fields(process / "status").get("RssFile", 0)
+        seen.looked, seen.file_then = now, min(mapped_bytes, mapped_after) + unmapped
     return max(mapped_bytes, seen.file_then)
 
 
 def _mapped_bytes(process: Path, files: Sequence[Path]) -> int:
-    """Resident bytes of the process's mappings of `files`."""
+    """Resident bytes of the process's mappings of `files`; none when the process has ended."""
     names = {str(path.resolve()) for path in files}
     total, inside = 0, False
     try:
