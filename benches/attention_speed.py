@@ -1,11 +1,11 @@
-"""Attention of one layer of SmolLM2-135M on one core: microseconds a call.
+"""Attention of one layer of SmolLM2-135M on one core: microseconds a call, by context and bits.
 
     python benches/attention_speed.py [--before NATIVE.so]
 
 One token (decoding) and 64 rows (prefill) at the end of a full context; kinds take turns, medians
 of the processor time of the calls. Beside each, the time to read its keys and values at the speed
-of the memory, measured in the same run. --before: the native module of a build from before decision
-0008, which had 16 bits alone, timed in turn. Writes benches/results/attention_speed.json.
+of the memory, measured in the same run. --before: the native module of a build from before
+decision 0008, which had 16 bits alone, timed in turn. Writes benches/results/attention_speed.json.
 """
 
 from __future__ import annotations

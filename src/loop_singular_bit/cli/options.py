@@ -21,7 +21,7 @@ draft_option = click.option(
     help="Longest draft a sweep verifies, 0 for none [default: by where the weights are].",
 )  # fmt: skip
 kv_option = click.option(
-    "--kv", "kv_bits", type=click.Choice([16, 8, 4]), default=16, show_default=True,
+    "--kv", "kv_bits", type=click.Choice([16, 8, 4]), default=8, show_default=True,
     help="Bits of a number in the KV cache.",
 )  # fmt: skip
 directory_argument = click.argument(

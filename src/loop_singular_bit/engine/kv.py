@@ -15,6 +15,7 @@ from loop_singular_bit.models.spec import ModelSpec
 Floats = npt.NDArray[np.float32]
 
 KV_BITS = (16, 8, 4)  # half floats; integers of rotated heads, a half-float scale for each head
+KV_BITS_DEFAULT = 8  # of a run: no loss that can be measured, half the bytes (docs/decisions/0008)
 TILE = 16  # positions and channels of a tile: see native/attention.inl
 
 

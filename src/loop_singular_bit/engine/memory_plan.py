@@ -12,7 +12,7 @@ from itertools import groupby
 from loop_singular_bit.budget import Ledger
 from loop_singular_bit.container import PAGE_BYTES, Record, RecordPlan
 from loop_singular_bit.engine.draft import draft_bytes
-from loop_singular_bit.engine.kv import attention_bytes, cache_bytes
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT, attention_bytes, cache_bytes
 from loop_singular_bit.engine.ring import SLOTS_MIN
 from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
 from loop_singular_bit.engine.stream import cut, streamed_extents
@@ -43,7 +43,7 @@ class Setting:
 
     context: int
     sequences: int = 1
-    kv_bits: int = 16
+    kv_bits: int = KV_BITS_DEFAULT
     threads: int = 1
 
 

@@ -22,7 +22,7 @@ from loop_singular_bit.engine.artefact import (
     read_spec,
 )
 from loop_singular_bit.engine.draft import DRAFT_MAX
-from loop_singular_bit.engine.kv import KVCache
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT, KVCache
 from loop_singular_bit.engine.memory_plan import (
     HEAD_ROWS_MAX,
     RunPlan,
@@ -196,7 +196,7 @@ def open_model(
     context: int | None = None,
     threads: int | None = None,
     sequences: int = 1,
-    kv_bits: int = 16,
+    kv_bits: int = KV_BITS_DEFAULT,
 ) -> Iterator[Model]:
     """Opens an artefact for `sequences` sequences of `context` tokens within `ram_bytes`.
 

@@ -14,6 +14,7 @@ from loop_singular_bit import _native
 from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
 from loop_singular_bit.engine.memory_plan import Setting
 from loop_singular_bit.engine.ring import READERS
 from loop_singular_bit.engine.runtime import plan_run, usable_cores
@@ -36,7 +37,7 @@ class MemoryOptions:
     prompt: int = 1500
     generate: int = 200
     threads: int | None = None
-    kv_bits: int = 16
+    kv_bits: int = KV_BITS_DEFAULT
     group: Path | None = None
 
     def __post_init__(self) -> None:

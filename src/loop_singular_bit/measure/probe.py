@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
 from loop_singular_bit.engine.runtime import open_model
 from loop_singular_bit.engine.session import Session
 from loop_singular_bit.errors import BudgetError, ResourceError
@@ -43,7 +44,7 @@ class RunRequest:
     ram_bytes: int | None
     context: int | None
     threads: int | None
-    kv_bits: int = 16
+    kv_bits: int = KV_BITS_DEFAULT
 
 
 def probe_run(request: RunRequest) -> RunFigures:

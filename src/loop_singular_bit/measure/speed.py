@@ -15,6 +15,7 @@ from loop_singular_bit.codec.tables import native_tables
 from loop_singular_bit.codec.weights import PlanesWeight
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
 from loop_singular_bit.engine.runtime import Model, open_model
 from loop_singular_bit.errors import UsageError
 from loop_singular_bit.measure.probe import made_up_prompt, time_tokens
@@ -34,7 +35,7 @@ class SpeedOptions:
     prompt: int = 512
     generate: int = 128
     repeats: int = 5
-    kv_bits: int = 16
+    kv_bits: int = KV_BITS_DEFAULT
 
 
 @dataclass(frozen=True)
