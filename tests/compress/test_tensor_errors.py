@@ -65,7 +65,7 @@ def test_errors_are_those_of_the_definition(
         H = {site.value: h.astype(np.float64) for site, h in layer.hessians.items()}
         for role, site in (("q", "attn_in"), ("o", "o_in"), ("up", "mlp_in"), ("down", "down_in")):
             W = getattr(layer.weights, role).dense().astype(np.float64)
-            E = W - getattr(network.layer(0), role).dense()
+            E = W - network.matrix(f"layers.0.{role}").dense()
             tensor = found[f"layers.0.{role}"]
             assert tensor.relative_error == pytest.approx((E**2).sum() / (W**2).sum(), rel=1e-4)
             expected = np.trace(E @ H[site] @ E.T) / np.trace(W @ H[site] @ W.T)
@@ -113,16 +113,18 @@ def test_a_value_that_is_not_finite_is_found(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artefact = baseline(tiny_model, tmp_path / "raw", "raw")
-    whole = ArtefactNetwork.layer
+    whole = ArtefactNetwork.matrix
 
-    def damaged(self: ArtefactNetwork, index: int) -> Any:
-        layer = whole(self, index)
-        assert isinstance(layer.v, DenseWeight)
-        data = layer.v.data.copy()
+    def damaged(self: ArtefactNetwork, name: str) -> Any:
+        weight = whole(self, name)
+        if not name.endswith(".v"):
+            return weight
+        assert isinstance(weight, DenseWeight)
+        data = weight.data.copy()
         data[3, 5] = np.nan
-        return replace(layer, v=replace(layer.v, data=data))
+        return replace(weight, data=data)
 
-    monkeypatch.setattr(ArtefactNetwork, "layer", damaged)
+    monkeypatch.setattr(ArtefactNetwork, "matrix", damaged)
     with closing(ArtefactNetwork(artefact)) as network:
         wrong = [tensor.name for tensor in checked_tensors(network) if not tensor.finite]
         original = OriginalNetwork(open_source(str(tiny_model)), 2)
