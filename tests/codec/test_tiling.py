@@ -14,17 +14,22 @@ from loop_singular_bit.codec.tiling import (
 
 
 @pytest.mark.parametrize(
-    ("tile_rows", "extent_rows"),
-    [(32, 1024), (96, 960), (288, 864), (1024, 1024), (1056, 1056), (4096, 4096)],
-)
-def test_extents_are_as_many_whole_tiles_as_fit_1024_rows(tile_rows: int, extent_rows: int) -> None:
-    assert extent_rows_of(tile_rows) == extent_rows
+    ("tile_rows", "cols", "extent_rows"),
+    [
+        (32, 64, 1024), (96, 64, 960), (288, 64, 864), (1024, 64, 1024), (1056, 64, 1056),
+        (4096, 64, 4096), (32, 8192, 1024), (32, 14336, 576), (512, 14336, 512),
+    ],
+)  # fmt: skip
+def test_extents_are_as_many_whole_tiles_as_fit(
+    tile_rows: int, cols: int, extent_rows: int
+) -> None:
+    assert extent_rows_of(tile_rows, cols) == extent_rows
 
 
 @pytest.mark.parametrize("tile_rows", [-32, 0, 16, 31, 48])
 def test_tiles_are_whole_blocks(tile_rows: int) -> None:
     with pytest.raises(ValueError, match=f"^{tile_rows} tile rows: must be a multiple of 32"):
-        even_tile_rows(100, tile_rows)
+        even_tile_rows(100, 64, tile_rows)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +37,18 @@ def test_tiles_are_whole_blocks(tile_rows: int) -> None:
     [(1, 32), (576, 576), (1024, 1024), (1025, 544), (1536, 768), (2048, 1024), (11008, 1024)],
 )
 def test_tiles_are_as_few_as_can_be_and_of_one_height(rows: int, tile_rows: int) -> None:
-    assert even_tile_rows(rows, TILE_ROWS) == tile_rows
+    assert even_tile_rows(rows, 64, TILE_ROWS) == tile_rows
     assert -(-rows // tile_rows) == -(-rows // TILE_ROWS)
-    assert even_tile_rows(rows, ROW_TILE_ROWS) == ROW_TILE_ROWS
+    assert even_tile_rows(rows, 64, ROW_TILE_ROWS) == ROW_TILE_ROWS
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "tile_rows"),
+    [(4096, 8192, 1024), (4096, 14336, 512), (4096, 28672, 288), (64, 1 << 20, 32)],
+)
+def test_tiles_of_wide_matrices_are_lower(rows: int, cols: int, tile_rows: int) -> None:
+    assert even_tile_rows(rows, cols, TILE_ROWS) == tile_rows
+    assert tile_rows * cols <= max(1 << 23, 32 * cols)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +66,7 @@ def test_bytes_of_extents(tiling: Tiling, nbytes: list[int]) -> None:
 
 
 def test_the_extents_of_a_large_lookup_table_are_few() -> None:
-    tiling = Tiling(151_936, 896, 6, ROW_TILE_ROWS, extent_rows_of(ROW_TILE_ROWS))
+    tiling = Tiling(151_936, 896, 6, ROW_TILE_ROWS, extent_rows_of(ROW_TILE_ROWS, 896))
     extents = list(tiling.extent_bytes())
     assert len(extents) == 149
     assert sum(nbytes for _, nbytes in extents) == 151_936 * 896 * 6 // 8

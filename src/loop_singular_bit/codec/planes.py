@@ -41,8 +41,8 @@ class PlaneOptions:
 
     def tiling(self, rows: int, cols: int) -> Tiling:
         """How a matrix [rows, cols] is cut. Raises ValueError for an impossible tile_rows."""
-        tile_rows = even_tile_rows(rows, self.tile_rows)
-        return Tiling(rows, cols, self.planes, tile_rows, extent_rows_of(tile_rows))
+        tile_rows = even_tile_rows(rows, cols, self.tile_rows)
+        return Tiling(rows, cols, self.planes, tile_rows, extent_rows_of(tile_rows, cols))
 
 
 @dataclass(frozen=True)

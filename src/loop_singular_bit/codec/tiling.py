@@ -10,22 +10,30 @@ from loop_singular_bit import _native
 TILE_ROWS = 1024
 ROW_TILE_ROWS = 32  # rows that are looked up one by one: all that one of them needs is little
 EXTENT_ROWS = 1024
+TILE_WEIGHTS = 1 << 23  # a tile passes through memory whole, and so does an extent
 
 
-def even_tile_rows(rows: int, most: int) -> int:
-    """Rows of a tile: the least that makes no more tiles of `rows` than `most` does.
+def rows_within(most: int, cols: int) -> int:
+    """At most `most` rows of a tile or an extent, and of at most TILE_WEIGHTS weights."""
+    return max(min(most, TILE_WEIGHTS // cols // 32 * 32), 32)
+
+
+def even_tile_rows(rows: int, cols: int, most: int) -> int:
+    """Rows of a tile: the least that makes no more tiles than `most` does (fewer where the matrix
+    is wide).
 
     Streams start anew in every tile, so a low last one codes worse; and threads take equal shares.
     """
     if most < 32 or most % 32:
         raise ValueError(f"{most} tile rows: must be a multiple of 32")
+    most = rows_within(most, cols)
     tiles = -(-rows // most)
     return -(-rows // (32 * tiles)) * 32
 
 
-def extent_rows_of(tile_rows: int) -> int:
+def extent_rows_of(tile_rows: int, cols: int) -> int:
     """Rows of an extent that a writer chooses: as many whole tiles as fit EXTENT_ROWS."""
-    return max(EXTENT_ROWS // tile_rows, 1) * tile_rows
+    return max(rows_within(EXTENT_ROWS, cols) // tile_rows, 1) * tile_rows
 
 
 @dataclass(frozen=True)
