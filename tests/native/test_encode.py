@@ -185,8 +185,10 @@ def test_with_feedback_loses_as_little_as_reference(
     ("planes", "window", "rows", "cols", "tile_rows", "block"),
     [
         (2, 5, 96, 72, 64, 4),
-        (1, 7, 544, 12, 544, 4),  # a tile so high that the trial of a quad is cut
-        (2, 6, 600, 8, 640, 4),
+        # Tiles so high that the trial of a quad is cut, and windows so long that it shows.
+        (3, 12, 544, 12, 544, 4),
+        (4, 12, 640, 8, 640, 4),
+        (3, 10, 640, 24, 640, 4),
         (1, 4, 544, 20, 544, 8),
         (5, 6, 64, 100, 32, 32),
         (3, 8, 70, 136, 96, 64),
