@@ -193,6 +193,7 @@ def _token_rows(values: dict[str, Any], f: dict[str, Any]) -> list[tuple[str, st
     ledger = ", ".join(f"{name} {size_text(size)}" for name, size in f["ledger"].items())
     return [
         ("ledger", f"{size_text(sum(f['ledger'].values()))}: {ledger}"),
+        ("resident set, shared libraries too", size_text(f["resident_bytes"])),
         ("growth after the first token", size_text(f["growth_bytes"])),
         ("reader, threads", f"{f['reader']}, {f['threads']}"),
         ("open, first token", f"{f['open_seconds']:.2f} s, {f['first_token_seconds']:.2f} s"),

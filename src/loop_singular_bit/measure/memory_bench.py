@@ -76,6 +76,7 @@ class TokenFigures:
     kernel_seconds: float
     floor_seconds: float
     ratio_to_floor: float
+    resident_bytes: int
     growth_bytes: int
     ledger: dict[str, int]
 
@@ -179,7 +180,8 @@ def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -
         generated_deviation=statistics.stdev(1 / each for each in seconds),
         token_read_bytes=read, disk_bytes_per_second=child.generation_read_bytes / sum(seconds),
         reader_bytes_per_second=reader_rate, kernel_seconds=kernel, floor_seconds=floor,
-        ratio_to_floor=floor / typical, growth_bytes=child.growth_bytes, ledger=child.ledger,
+        ratio_to_floor=floor / typical, resident_bytes=child.resident_bytes,
+        growth_bytes=child.growth_bytes, ledger=child.ledger,
     )  # fmt: skip
 
 

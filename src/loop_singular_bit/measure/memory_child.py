@@ -12,7 +12,7 @@ from loop_singular_bit.engine.runtime import open_model
 from loop_singular_bit.engine.session import Session
 from loop_singular_bit.errors import LoopError
 from loop_singular_bit.measure.probe import made_up_prompt
-from loop_singular_bit.memory import current_rss_bytes
+from loop_singular_bit.memory import current_rss_bytes, peak_rss_bytes
 
 _IO = Path("/proc/self/io")
 
@@ -39,6 +39,7 @@ class ChildFigures:
     first_token_seconds  from the request to the logits after the prompt, interpreter included
     token_seconds        of every generated token
     generation_read_bytes  from disk while they were generated
+    resident_bytes       largest resident set, pages that other processes loaded first included
     growth_bytes         resident set: most while generating, over that after the first token
     ledger               predicted bytes by holder
     """
@@ -50,6 +51,7 @@ class ChildFigures:
     first_token_seconds: float
     token_seconds: list[float]
     generation_read_bytes: int
+    resident_bytes: int
     growth_bytes: int
     ledger: dict[str, int]
 
@@ -70,7 +72,8 @@ def run_child(request: ChildRequest) -> ChildFigures:
         return ChildFigures(
             reader=model.reader_backend, threads=_native.threads(), open_seconds=opened - begun,
             prompt_seconds=first - opened, first_token_seconds=first - request.started,
-            token_seconds=tokens, generation_read_bytes=read_bytes, growth_bytes=growth,
+            token_seconds=tokens, generation_read_bytes=read_bytes,
+            resident_bytes=peak_rss_bytes(), growth_bytes=growth,
             ledger=dict(model.ledger.entries),
         )  # fmt: skip
 
