@@ -39,6 +39,9 @@ constexpr bool kBiased = true;      // weights + 128, for the unsigned side of V
 typedef vb Prepared;
 static inline Prepared prepare(vb w) { return w; }
 static inline vsum dot(vsum sum, const Prepared& w, vb x) { return _mm512_dpbusd_epi32(sum, w, x); }
+typedef vb Fixed;
+static inline Fixed fix(vb x) { return x; }
+static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return _mm512_dpbusd_epi32(sum, w, x); }
 #else
 constexpr bool kBiased = false;
 struct Prepared { vb magnitude; __mmask64 negative; };
@@ -49,10 +52,12 @@ static inline vsum dot(vsum sum, const Prepared& w, vb x) {
   const vb pairs = _mm512_maddubs_epi16(w.magnitude, signed_x);
   return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
+typedef Prepared Fixed;             // the same with the sides changed: one x for many weights
+static inline Fixed fix(vb x) { return prepare(x); }
+static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, x, w); }
 #endif
-static inline __m128i rows_of(vsum s) {  // the four quads' sums of each row
-  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
-  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+static inline __m256i halves(vsum s) {
+  return _mm256_add_epi32(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
 }
 
 #elif defined(__AVX2__)
@@ -86,9 +91,10 @@ static inline vsum dot(vsum sum, const Prepared& w, vb x) {
   const vb pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.weight));
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-static inline __m128i rows_of(vsum s) {
-  return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-}
+typedef Prepared Fixed;             // the same with the sides changed: one x for many weights
+static inline Fixed fix(vb x) { return prepare(x); }
+static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, x, w); }
+static inline __m256i halves(vsum s) { return s; }
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define LSB_BYTES 16
@@ -118,5 +124,23 @@ static inline Prepared prepare(vb w) { return w; }
 static inline vsum dot(vsum sum, const Prepared& w, vb x) {
   return vdotq_s32(sum, vreinterpretq_s8_u8(w), vreinterpretq_s8_u8(x));
 }
-static inline vsum rows_of(vsum s) { return s; }
+typedef vb Fixed;
+static inline Fixed fix(vb x) { return x; }
+static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, w, x); }
+// out[8] += (the rows of two row groups - offset) * scale
+static inline void add_rows(vsum a, vsum b, int32_t offset, float scale, float* out) {
+  vst1q_f32(out, vaddq_f32(vld1q_f32(out), vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(a, vdupq_n_s32(offset))), scale)));
+  vst1q_f32(out + 4, vaddq_f32(vld1q_f32(out + 4), vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(b, vdupq_n_s32(offset))), scale)));
+}
+#endif
+
+#if defined(LSB_BYTES) && defined(__AVX2__)
+// out[8] += (the rows of two row groups, each the sum of its quads, - offset) * scale. In registers:
+// a load right after narrower stores would wait for them.
+static inline void add_rows(vsum a, vsum b, int32_t offset, float scale, float* out) {
+  const __m256i x = halves(a), y = halves(b);
+  const __m256i rows = _mm256_add_epi32(_mm256_permute2x128_si256(x, y, 0x20), _mm256_permute2x128_si256(x, y, 0x31));
+  const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(rows, _mm256_set1_epi32(offset)));
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(value, _mm256_set1_ps(scale))));
+}
 #endif

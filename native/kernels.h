@@ -114,7 +114,7 @@ inline int64_t group_strips(int64_t group) { return (group + kStrip - 1) / kStri
 
 // Bytes of scratch that planes_matmul wants for `tokens` rows in groups of `group` columns.
 inline int64_t planes_scratch_bytes(int64_t tokens, int64_t group) {
-  return group_strips(group) * kStrip * kBlockRows + tokens * kBlockRows * (int64_t)sizeof(float);
+  return group_strips(group) * kStrip * kBlockRows + (tokens + 1) * kBlockRows * (int64_t)sizeof(float);
 }
 
 const Kernels& portable_kernels();

@@ -28,10 +28,6 @@ static void locate(const TileView& v, int64_t block, BlockRows* rows) {
   }
 }
 
-static inline void finish(const int32_t* sums, int32_t offset, float scale, float* out) {
-  for (int r = 0; r < kBlockRows; ++r) out[r] += (float)(sums[r] - offset) * scale;
-}
-
 static inline void write_out(const Shape& shape, int64_t block, const float* sums, const float* row_scale,
                              float unit, float* out, bool accumulate) {
   const int64_t row = block * kBlockRows;
@@ -57,41 +53,58 @@ struct Tables {
   }
 };
 
-// Values of the eight steps in the bytes `now`; `w` are the nibbles that end at steps -4..7 and, if
-// the window is longer than 8 bits (kDeep), at -8..7. kAdd adds them to what is there.
-template <bool kDeep, bool kAdd>
-static inline __attribute__((always_inline)) void plane_values(vb before2, vb before, vb now,
-                                                              const Tables& tables, vb levels, vb* out) {
-  vb w[16];
-  if (kDeep) {
-    const vb joint = join(nibble<4>(before2), nibble<0>(before));
-    w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint), w[3] = nibble<0>(before);
+// Nibbles that end at the steps before a byte: those of its four last steps, and before them, if the
+// window is longer than 8 bits (kDeep), those of the four steps before.
+template <bool kDeep>
+struct Past {
+  vb w[kDeep ? 8 : 4];
+
+  void load(vb before2, vb before) {
+    vb* last = w;
+    if (kDeep) {
+      const vb joint = join(nibble<4>(before2), nibble<0>(before));
+      w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint), w[3] = nibble<0>(before);
+      last += 4;
+    }
+    last[0] = nibble<1>(before), last[1] = nibble<2>(before), last[2] = nibble<3>(before), last[3] = nibble<4>(before);
   }
-  w[4] = nibble<1>(before), w[5] = nibble<2>(before), w[6] = nibble<3>(before), w[7] = nibble<4>(before);
-  w[11] = nibble<0>(now);
-  const vb joint = join(w[7], w[11]);
-  w[8] = nibble<1>(joint), w[9] = nibble<2>(joint), w[10] = nibble<3>(joint);
-  w[12] = nibble<1>(now), w[13] = nibble<2>(now), w[14] = nibble<3>(now), w[15] = nibble<4>(now);
+};
+
+// Values of the eight steps in the bytes `now`, whose nibbles then are the past of the byte that
+// follows in the stream. kAdd adds them to what is there.
+template <bool kDeep, bool kAdd>
+static inline __attribute__((always_inline)) void plane_values(Past<kDeep>& past, vb now, const Tables& tables,
+                                                              vb levels, vb* out) {
+  const vb* last = past.w + (kDeep ? 4 : 0);
+  vb w[kSteps];
+  w[3] = nibble<0>(now);
+  const vb joint = join(last[3], w[3]);
+  w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint);
+  w[4] = nibble<1>(now), w[5] = nibble<2>(now), w[6] = nibble<3>(now), w[7] = nibble<4>(now);
   for (int i = 0; i < kSteps; ++i) {
-    vb index = xor_bytes(w[8 + i], lookup(tables.hash[0], w[4 + i]));
-    if (kDeep) index = xor_bytes(index, lookup(tables.hash[1], w[i]));
+    vb index = xor_bytes(w[i], lookup(tables.hash[0], i < 4 ? last[i] : w[i - 4]));
+    if (kDeep) index = xor_bytes(index, lookup(tables.hash[1], past.w[i]));
     const vb value = lookup(levels, index);
     out[i] = kAdd ? add_bytes(out[i], value) : value;
   }
+  for (int i = 0; i < (kDeep ? 8 : 4); ++i) past.w[i] = w[i + (kDeep ? 0 : 4)];
 }
 
 // One register of a strip at byte `at`: eight registers of weights, one for each row group.
 template <int K, bool kDeep>
-static inline __attribute__((always_inline)) void decode_register(const uint8_t* const* now,
-    const uint8_t* const* before, const uint8_t* const* before2, int64_t at, const Tables& t, vb* out) {
-  const auto deep = [&](int k) { return kDeep ? load_bytes(before2[k] + at) : t.hash[0]; };
-  plane_values<kDeep, false>(deep(0), load_bytes(before[0] + at), load_bytes(now[0] + at), t, t.levels[0], out);
-  if constexpr (K > 1)
-    plane_values<kDeep, true>(deep(1), load_bytes(before[1] + at), load_bytes(now[1] + at), t, t.levels[1], out);
-  if constexpr (K > 2)
-    plane_values<kDeep, true>(deep(2), load_bytes(before[2] + at), load_bytes(now[2] + at), t, t.levels[2], out);
-  if constexpr (K > 3)
-    plane_values<kDeep, true>(deep(3), load_bytes(before[3] + at), load_bytes(now[3] + at), t, t.levels[3], out);
+static inline __attribute__((always_inline)) void decode_register(Past<kDeep>* past, const uint8_t* const* now,
+                                                                 int64_t at, const Tables& t, vb* out) {
+  plane_values<kDeep, false>(past[0], load_bytes(now[0] + at), t, t.levels[0], out);
+  if constexpr (K > 1) plane_values<kDeep, true>(past[1], load_bytes(now[1] + at), t, t.levels[1], out);
+  if constexpr (K > 2) plane_values<kDeep, true>(past[2], load_bytes(now[2] + at), t, t.levels[2], out);
+  if constexpr (K > 3) plane_values<kDeep, true>(past[3], load_bytes(now[3] + at), t, t.levels[3], out);
+}
+
+template <int K, bool kDeep>
+static inline __attribute__((always_inline)) void load_past(const uint8_t* const* before, const uint8_t* const* before2,
+                                                           int64_t at, Past<kDeep>* past) {
+  for (int k = 0; k < K; ++k)
+    past[k].load(kDeep ? load_bytes(before2[k] + at) : vb{}, load_bytes(before[k] + at));
 }
 
 // Calls body(now, before, before2, begin, end) for the strips [begin, end), the first strip apart.
@@ -106,35 +119,37 @@ static inline void over_strips(const BlockRows& rows, int64_t begin, int64_t end
   if (begin < end) body(rows.now, rows.before[0], rows.before[1], begin, end);
 }
 
-// Sums of the rows of `groups` row groups.
-static inline void store_rows(const vsum* sums, int groups, int32_t* out) {
-  for (int g = 0; g < groups; ++g) {
-    const auto four = rows_of(sums[g]);
-    std::memcpy(out + g * kRowGroup, &four, sizeof four);
-  }
+// out[rows of `groups` row groups] += (sums - offset) * scale.
+static inline void add_groups(const vsum* sums, int groups, int32_t offset, float scale, float* out) {
+  for (int g = 0; g < groups; g += 2) add_rows(sums[g], sums[g + 1], offset, scale, out + g * kRowGroup);
 }
 
-// One token: weights never leave the registers.
-template <int K, bool kDeep>
+// One token and B blocks of rows that follow each other in the streams: weights never leave the
+// registers, and the nibbles of a block serve the next one. out [B][32]
+template <int K, bool kDeep, int B>
 static void single(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
   const Tables tables(v);
-  const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
+  const int64_t groups = x.cols / x.group, strips = group_strips(x.group), block_bytes = v.shape.block_bytes();
   for (int64_t a = 0; a < groups; ++a) {
-    vsum sums[kSteps];
-    for (auto& s : sums) s = zero_sum();
+    vsum sums[B][kSteps];
+    for (auto& block : sums)
+      for (auto& s : block) s = zero_sum();
     over_strips(rows, a * strips, (a + 1) * strips,
                 [&](const uint8_t* const* now, const uint8_t* const* before, const uint8_t* const* before2,
                     int64_t begin, int64_t end) {
       for (int64_t at = begin * kRegisters; at < end * kRegisters; ++at) {
-        vb w[kSteps];
-        decode_register<K, kDeep>(now, before, before2, at * LSB_BYTES, tables, w);
-        const vb values = spread(x.rows + at / kRegisters * kStrip, at % kRegisters);
-        for (int g = 0; g < kSteps; ++g) sums[g] = dot(sums[g], prepare(w[g]), values);
+        Past<kDeep> past[K];
+        load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
+        const Fixed values = fix(spread(x.rows + at / kRegisters * kStrip, at % kRegisters));
+        for (int b = 0; b < B; ++b) {
+          vb w[kSteps];
+          decode_register<K, kDeep>(past, now, at * LSB_BYTES + b * block_bytes, tables, w);
+          for (int g = 0; g < kSteps; ++g) sums[b][g] = dot_fixed(sums[b][g], w[g], values);
+        }
       }
     });
-    int32_t whole[kBlockRows];
-    store_rows(sums, kSteps, whole);
-    finish(whole, kBiased ? 128 * x.sum[a] : 0, x.scale[a], out);
+    for (int b = 0; b < B; ++b)
+      add_groups(sums[b], kSteps, kBiased ? 128 * x.sum[a] : 0, x.scale[a], out + b * kBlockRows);
   }
 }
 
@@ -147,8 +162,10 @@ static void decode_panel(const TileView& v, const BlockRows& rows, int64_t begin
                   int64_t first, int64_t last) {
     uint8_t* to = panel + (first - begin) * kPanelStrip;
     for (int64_t at = first * kRegisters; at < last * kRegisters; ++at) {
+      Past<kDeep> past[K];
+      load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
       vb w[kSteps];
-      decode_register<K, kDeep>(now, before, before2, at * LSB_BYTES, tables, w);
+      decode_register<K, kDeep>(past, now, at * LSB_BYTES, tables, w);
       for (int g = 0; g < kSteps; ++g, to += LSB_BYTES) store_bytes(to, w[g]);
     }
   });
@@ -157,10 +174,12 @@ static void decode_panel(const TileView& v, const BlockRows& rows, int64_t begin
 constexpr int kManyTokens = 4;
 constexpr int kGroupsAtOnce = LSB_BYTES == 32 ? 2 : 4;  // row groups x tokens fill the registers
 
-// sums[t][32] of T tokens with `strips` strips of a panel.
+// out[token][32] += group `a` of tokens t .. t + T - 1 times the panel of its strips.
 template <int T>
-static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t stride, int64_t strips, int32_t (*out)[kBlockRows]) {
+static void panel_dot(const uint8_t* panel, const Activations& x, int64_t t, int64_t a, float* out) {
   constexpr int G = T == 1 ? kSteps : kGroupsAtOnce;
+  const int64_t strips = group_strips(x.group), groups = x.cols / x.group, stride = x.stride;
+  const int8_t* values_at = x.rows + t * stride + a * strips * kStrip;
   for (int g0 = 0; g0 < kSteps; g0 += G) {
     vsum sums[T][G];
     for (auto& row : sums)
@@ -168,15 +187,21 @@ static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t stride, int
     const uint8_t* w = panel + g0 * LSB_BYTES;
     for (int64_t at = 0; at < strips * kRegisters; ++at, w += kSteps * LSB_BYTES) {
       vb values[T];
-      for (int t = 0; t < T; ++t) values[t] = spread(x + t * stride + at / kRegisters * kStrip, at % kRegisters);
+      for (int i = 0; i < T; ++i) values[i] = spread(values_at + i * stride + at / kRegisters * kStrip, at % kRegisters);
       for (int g = 0; g < G; ++g) {
         const Prepared weights = prepare(load_bytes(w + g * LSB_BYTES));
-        for (int t = 0; t < T; ++t) sums[t][g] = dot(sums[t][g], weights, values[t]);
+        for (int i = 0; i < T; ++i) sums[i][g] = dot(sums[i][g], weights, values[i]);
       }
     }
-    for (int t = 0; t < T; ++t) store_rows(sums[t], G, out[t] + g0 * kRowGroup);
+    for (int i = 0; i < T; ++i) {
+      const int64_t place = (t + i) * groups + a;
+      add_groups(sums[i], G, kBiased ? 128 * x.sum[place] : 0, x.scale[place], out + (t + i) * kBlockRows + g0 * kRowGroup);
+    }
   }
 }
+
+typedef void (*PanelDot)(const uint8_t*, const Activations&, int64_t, int64_t, float*);
+constexpr PanelDot kPanelDots[kManyTokens] = {panel_dot<1>, panel_dot<2>, panel_dot<3>, panel_dot<4>};
 
 typedef void (*Single)(const TileView&, const BlockRows&, const Activations&, float*);
 typedef void (*Panel)(const TileView&, const BlockRows&, int64_t, int64_t, uint8_t*);
@@ -190,16 +215,20 @@ static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begi
   kShapes[deep(v)][v.count - 1](v, rows, begin, end, panel);
 }
 
+constexpr int kBlocksAtOnce = 2;
+
+template <int B>
 static void single_token(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
   static const Single kShapes[2][kPlanesPerGroup] = {
-      {single<1, false>, single<2, false>, single<3, false>, single<4, false>},
-      {single<1, true>, single<2, true>, single<3, true>, single<4, true>}};
+      {single<1, false, B>, single<2, false, B>, single<3, false, B>, single<4, false, B>},
+      {single<1, true, B>, single<2, true, B>, single<3, true, B>, single<4, true, B>}};
   kShapes[deep(v)][v.count - 1](v, rows, x, out);
 }
 
 #else
 
 constexpr bool kBiased = false;
+constexpr int kBlocksAtOnce = 1;
 constexpr int kManyTokens = 1;
 constexpr int kRegisterBytes = kStripBytes;
 
@@ -222,17 +251,21 @@ static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begi
   }
 }
 
-template <int T>
-static void panel_dot(const uint8_t* panel, const int8_t* x, int64_t, int64_t strips, int32_t (*out)[kBlockRows]) {
-  std::memset(out[0], 0, sizeof out[0]);
-  for (int64_t strip = 0; strip < strips; ++strip, x += kStrip)
+static void panel_dot(const uint8_t* panel, const Activations& x, int64_t t, int64_t a, float* out) {
+  const int64_t strips = group_strips(x.group), place = t * (x.cols / x.group) + a;
+  const int8_t* values = x.rows + t * x.stride + a * strips * kStrip;
+  int32_t sums[kBlockRows] = {};
+  for (int64_t strip = 0; strip < strips; ++strip, values += kStrip)
     for (int g = 0; g < kSteps; ++g, panel += kStripBytes)
       for (int quad = 0; quad < kStrip / kQuad; ++quad)
         for (int r = 0; r < kRowGroup; ++r) {
           const int8_t* w = (const int8_t*)panel + quad * kStreams + r * kQuad;
-          for (int j = 0; j < kQuad; ++j) out[0][g * kRowGroup + r] += w[j] * x[quad * kQuad + j];
+          for (int j = 0; j < kQuad; ++j) sums[g * kRowGroup + r] += w[j] * values[quad * kQuad + j];
         }
+  for (int r = 0; r < kBlockRows; ++r) out[t * kBlockRows + r] += (float)sums[r] * x.scale[place];
 }
+
+constexpr decltype(&panel_dot) kPanelDots[kManyTokens] = {panel_dot};
 #endif
 
 // A panel, a group of columns at a time, used for every token.
@@ -240,16 +273,9 @@ static void many_tokens(const TileView& v, const BlockRows& rows, const Activati
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
     decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
-    for (int64_t t = 0; t < x.tokens;) {
-      const int64_t used = x.tokens - t < kManyTokens ? 1 : kManyTokens;
-      int32_t sums[kManyTokens][kBlockRows];
-      const int8_t* values = x.rows + t * x.stride + a * strips * kStrip;
-      if (used == 1) panel_dot<1>(panel, values, x.stride, strips, sums);
-      else panel_dot<kManyTokens>(panel, values, x.stride, strips, sums);
-      for (int64_t i = 0; i < used; ++i, ++t) {
-        const int64_t at = t * groups + a;
-        finish(sums[i], kBiased ? 128 * x.sum[at] : 0, x.scale[at], out + t * kBlockRows);
-      }
+    for (int64_t t = 0; t < x.tokens; t += kManyTokens) {
+      const int64_t left = x.tokens - t;
+      kPanelDots[(left < kManyTokens ? left : kManyTokens) - 1](panel, x, t, a, out);
     }
   }
 }
@@ -257,18 +283,20 @@ static void many_tokens(const TileView& v, const BlockRows& rows, const Activati
 static void planes_matmul(const TileView& v, const Activations& x, const float* row_scale, float unit,
                           int64_t begin, int64_t end, float* out, int64_t stride, bool accumulate, void* scratch) {
   float* sums = (float*)scratch;
-  uint8_t* panel = (uint8_t*)(sums + x.tokens * kBlockRows);
+  uint8_t* panel = (uint8_t*)(sums + (x.tokens + kBlocksAtOnce - 1) * kBlockRows);
   BlockRows rows;
-  for (int64_t block = begin; block < end; ++block) {
+  for (int64_t block = begin, count; block < end; block += count) {
+    count = x.tokens == 1 && end - block >= kBlocksAtOnce ? kBlocksAtOnce : 1;
     locate(v, block, &rows);
-    std::memset(sums, 0, x.tokens * kBlockRows * sizeof(float));
+    std::memset(sums, 0, x.tokens * count * kBlockRows * sizeof(float));
 #if defined(LSB_BYTES)
-    if (x.tokens == 1) single_token(v, rows, x, sums);
+    if (x.tokens == 1) (count == 1 ? single_token<1> : single_token<kBlocksAtOnce>)(v, rows, x, sums);
     else
 #endif
     many_tokens(v, rows, x, panel, sums);
-    for (int64_t t = 0; t < x.tokens; ++t)
-      write_out(v.shape, block, sums + t * kBlockRows, row_scale, unit, out + t * stride, accumulate);
+    for (int64_t i = 0; i < x.tokens * count; ++i)  // tokens of a block, or blocks of a token
+      write_out(v.shape, block + (x.tokens == 1 ? i : 0), sums + i * kBlockRows, row_scale, unit,
+                out + (x.tokens == 1 ? 0 : i) * stride, accumulate);
   }
 }
 
