@@ -76,7 +76,9 @@ def test_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
         server.communicate()
     assert server.returncode == 0
     assert errors == ""
-    assert out == "stopped\nclosed {'ram_bytes': None, 'context': None, 'threads': 1}\n"
+    assert out == (
+        "stopped\nclosed {'ram_bytes': None, 'context': None, 'threads': 1, 'kv_bits': 8}\n"
+    )
 
 
 def test_missing_extra_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import click
 from loop_singular_bit.cli.compress import quality_rows
 from loop_singular_bit.cli.options import (
     evaluation_options,
+    exact_kv_option,
     json_flag,
-    kv_option,
     quiet_flag,
     ram_option,
     read_text,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, path_type=Path))
 @click.option("--against", metavar="MODEL", help="Original to compare with, or another artefact.")
 @evaluation_options
-@kv_option
+@exact_kv_option
 @ram_option
 @threads_option
 @quiet_flag

@@ -20,9 +20,14 @@ draft_option = click.option(
     "--draft", type=int, metavar="N",
     help="Longest draft a sweep verifies, 0 for none [default: by where the weights are].",
 )  # fmt: skip
+_KV_BITS = click.Choice([16, 8, 4])
 kv_option = click.option(
-    "--kv", "kv_bits", type=click.Choice([16, 8, 4]), default=8, show_default=True,
+    "--kv", "kv_bits", type=_KV_BITS, default=8, show_default=True,
     help="Bits of a number in the KV cache.",
+)  # fmt: skip
+exact_kv_option = click.option(
+    "--kv", "kv_bits", type=_KV_BITS, default=16, show_default=True,
+    help="Bits of a number in the artefact's KV cache; 16 leaves its share of the loss out.",
 )  # fmt: skip
 directory_argument = click.argument(
     "directory", type=click.Path(exists=True, file_okay=False, path_type=Path)

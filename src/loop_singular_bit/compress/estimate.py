@@ -17,6 +17,7 @@ from loop_singular_bit.engine.memory_plan import (
     resident_plan,
     streamed_plan,
 )
+from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.sweep import workspace_bytes
 from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
 
@@ -28,7 +29,10 @@ def run_ram(
     the least that runs)."""
     spec = source.spec
     dtypes = {t.name: source.dtype(t) for t in all_tensors(spec)}
-    records, setting = record_plans(spec, dtypes, plan.codecs), Setting(context)
+    records, setting = (
+        record_plans(spec, dtypes, plan.codecs),
+        Setting(context, threads=usable_cores()),
+    )
     return (
         resident_plan(spec, records, setting).ledger,
         streamed_plan(spec, records, setting, ram_bytes).ledger,
