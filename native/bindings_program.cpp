@@ -1,5 +1,7 @@
 // A program's operations as Python records them: every array is checked here, once, and kept alive.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <limits>
 
 #include "bindings.h"
@@ -7,6 +9,8 @@
 
 namespace lsb {
 namespace {
+
+std::atomic<int64_t> run_ns{0};     // in programs since the process started
 
 class Recorder {
  public:
@@ -74,7 +78,9 @@ class Recorder {
     require(begin >= 0 && begin <= end && end <= program_.steps(), "steps out of range");
     check_places(slots, positions, rows, slots_, positions_);
     nb::gil_scoped_release release;
+    const auto started = std::chrono::steady_clock::now();
     program_.run({slots.data(), positions.data(), rows}, begin, end);
+    run_ns += std::chrono::nanoseconds(std::chrono::steady_clock::now() - started).count();
   }
 
  private:
@@ -103,6 +109,7 @@ void bind_program(nb::module_& m) {
   using keep4 = nb::keep_alive<1, 4>;
   using keep5 = nb::keep_alive<1, 5>;
   using keep6 = nb::keep_alive<1, 6>;
+  m.def("program_seconds", [] { return 1e-9 * (double)run_ns.load(); });
   nb::class_<Recorder>(m, "Program")
       .def(nb::init<int64_t>(), nb::arg("rows_max"))
       .def("rms_norm", &Recorder::rms_norm, keep2(), keep3(), keep5(), array("x"), array("gain"), nb::arg("eps"), array("out"))

@@ -67,6 +67,9 @@ class Program:
     def run(self, slots: _I32, positions: _I32, begin: int, end: int) -> None:
         """Steps [begin, end) on the first len(slots) rows."""
 
+def program_seconds() -> float:
+    """Seconds that runs of programs have taken since the process started."""
+
 def crc32c(buffer: Buffer, seed: int = 0) -> int: ...
 def set_threads(count: int) -> None: ...
 def threads() -> int: ...

@@ -26,8 +26,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("mistral-7b", 7_241_732_096), ("llama-2-7b", 6_738_415_616), ("llama-3-8b", 8_030_261_248)],
-)
+    [
+        ("mistral-7b", 7_241_732_096), ("llama-2-7b", 6_738_415_616), ("llama-3-8b", 8_030_261_248),
+        ("qwen2.5-1.5b", 1_543_714_304), ("smollm2-135m", 134_515_008),
+    ],
+)  # fmt: skip
 def test_shapes_have_the_parameters_of_the_real_networks(name: str, parameters: int) -> None:
     assert parameter_count(spec_from_config(SHAPES[name].config())) == parameters
 

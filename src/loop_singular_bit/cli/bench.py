@@ -66,6 +66,7 @@ def _markdown(f: dict[str, Any]) -> str:
         ("memory", f"{f['memory_bytes_per_second'] / 1e9:.2f} GB/s"),
         ("kernel in cache", f"{f['kernel_weights_per_second'] / 1e9:.2f}e9 weights/s"),
         ("ratio to the floor", f"{f['ratio_to_floor']:.2f}"),
+        ("outside native code", f"{100 * f['python_share']:.1f} % of a token"),
     ]  # fmt: skip
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines)
@@ -90,7 +91,7 @@ def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_
     """Write an artefact with the shapes of a real network and random weights.
 
     It takes the memory, the disk and the time of the real one, and says nothing about quality.
-    SHAPE is mistral-7b, llama-2-7b, llama-3-8b, small or tiny.
+    SHAPE is mistral-7b, llama-2-7b, llama-3-8b, qwen2.5-1.5b, smollm2-135m, small or tiny.
 
     \b
     lsb bench make-shape mistral-7b -o mistral-7b-shape

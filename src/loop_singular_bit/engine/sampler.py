@@ -75,17 +75,19 @@ class Sampler:
 
         Raises ResourceError when the logits hold no finite maximum.
         """
-        values = logits.astype(np.float64)
-        best = int(values.argmax())  # the lowest id on ties
-        top = float(values[best])
+        best = int(logits.argmax())  # the lowest id on ties
+        top = logits[best]
         if not math.isfinite(top):
             raise ResourceError(
                 f"the largest logit at position {position} is {top}, expected a finite number:"
                 " check the model with 'lsb verify'"
             )
-        chosen = best if self.options.temperature == 0 else self._draw(values - top, position)
-        log_total = float(np.log(np.exp(values - top).sum()))
-        return Choice(chosen, float(values[chosen]) - top - log_total)
+        below = logits - top
+        chosen = best
+        if self.options.temperature > 0:
+            chosen = self._draw(below.astype(np.float64), position)
+        total = float(np.exp(below).sum(dtype=np.float64))
+        return Choice(chosen, float(below[chosen]) - math.log(total))
 
     def _draw(self, values: _Floats, position: int) -> int:
         """Draw from logits whose maximum is 0: temperature, then top-k, top-p, min-p."""

@@ -48,6 +48,7 @@ class SpeedFigures:
     floor_seconds      of a token: weight_bytes at the memory's speed or weights at the kernel's,
                        whichever takes longer
     ratio_to_floor     floor over what a token took: 1 is as fast as the machine allows
+    python_share       of a generated token's time: what is outside native programs
     """
 
     model: str
@@ -69,6 +70,7 @@ class SpeedFigures:
     kernel_weights_per_second: float
     floor_seconds: float
     ratio_to_floor: float
+    python_share: float
 
 
 def best_rate(work: Callable[[], object], amount: float, seconds: float = 0.3) -> float:
@@ -111,6 +113,7 @@ def measure_speed(directory: Path, options: SpeedOptions, threads: int | None) -
     context = options.prompt + options.generate
     with open_model(directory, context=context, threads=threads, kv_bits=options.kv_bits) as model:
         prompts, generated = _repetitions(model, options)
+        outside = _outside(model, options.generate)
         weight_bytes, weights = _per_token(directory, model)
         planes, window = _shape(model)
         name, used = model.name, _native.threads()
@@ -125,7 +128,7 @@ def measure_speed(directory: Path, options: SpeedOptions, threads: int | None) -
         weight_bytes=weight_bytes, bytes_per_second=weight_bytes * speed,
         weights_per_second=weights * speed, memory_bytes_per_second=memory, planes=planes,
         window=window, kernel_weights_per_second=kernel, floor_seconds=floor,
-        ratio_to_floor=floor * speed,
+        ratio_to_floor=floor * speed, python_share=outside,
     )  # fmt: skip
 
 
@@ -143,6 +146,16 @@ def _repetitions(model: Model, options: SpeedOptions) -> tuple[list[float], list
         prompts.append(options.prompt / prompt_seconds)
         generated.append(options.generate / new_seconds)
     return prompts[1:], generated[1:]
+
+
+def _outside(model: Model, tokens: int) -> float:
+    """Share of the time of `tokens` generated tokens that is not spent in native programs."""
+    with model.session() as session:
+        token, native = int(session.advance([0]).argmax()), _native.program_seconds()
+        start = time.perf_counter()
+        for _ in range(tokens):
+            token = int(session.advance([token]).argmax())
+        return 1 - (_native.program_seconds() - native) / (time.perf_counter() - start)
 
 
 def _per_token(directory: Path, model: Model) -> tuple[int, int]:
