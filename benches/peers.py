@@ -52,8 +52,13 @@ def output(command: list[str]) -> dict[str, Any]:
     return found
 
 
-def ours(artefact: Path, threads: int) -> dict[str, Any]:
+def ours_unpacked(artefact: Path, threads: int) -> dict[str, Any]:
+    return ours(artefact, threads, "--unpack")
+
+
+def ours(artefact: Path, threads: int, *more: str) -> dict[str, Any]:
     flags = ["--prompt", str(PROMPT), "--generate", str(GENERATE), "--repeats", "1", "--json"]
+    flags += more
     lsb = [sys.executable, "-m", "loop_singular_bit", "bench", "speed", str(artefact)]
     return output([*lsb, *flags, "--threads", str(threads)])
 
@@ -72,7 +77,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    contenders = {f"ours {path.name}": (ours, path) for path in options.artefacts}
+    contenders = {}
+    for path in options.artefacts:
+        contenders[f"ours {path.name}"] = ours, path
+        contenders[f"ours {path.name}, unpacked"] = ours_unpacked, path
     runs: dict[str, list[dict[str, Any]]] = {}
     sizes = {
         name: sum(file.stat().st_size for file in path.glob("model*.lsb"))

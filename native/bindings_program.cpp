@@ -48,6 +48,11 @@ class Recorder {
     check(out, rows);
     program_.multiply(make_planes(extents, rows, cols, tile_rows, tables), row_scale.data(), &x, out.data());
   }
+  void unpacked_matmul(const UnpackedPlanes& planes, Floats<1> row_scale, const PackedRows& x, FloatsOut<2> out) {
+    require(x.cols() == planes.cols() && (int64_t)row_scale.size() == planes.rows(), "shapes disagree");
+    check(out, planes.rows());
+    program_.multiply(planes, row_scale.data(), &x, out.data());
+  }
   void dense_matmul(int kind, AnyArray<2> w, std::optional<Floats<1>> scale, FloatsOut<2> x, FloatsOut<2> out) {
     const DenseView v = make_dense(kind, w, scale, check(x));
     check(out, v.rows);
@@ -110,6 +115,14 @@ void bind_program(nb::module_& m) {
   using keep5 = nb::keep_alive<1, 5>;
   using keep6 = nb::keep_alive<1, 6>;
   m.def("program_seconds", [] { return 1e-9 * (double)run_ns.load(); });
+  nb::class_<UnpackedPlanes>(m, "UnpackedPlanes")
+      .def("__init__", [](UnpackedPlanes* self, std::vector<Array<const uint8_t, 1>> extents, int64_t rows, int64_t cols,
+                          int tile_rows, const PlaneTables& tables) {
+        const Planes planes = make_planes(extents, rows, cols, tile_rows, tables);
+        nb::gil_scoped_release release;
+        new (self) UnpackedPlanes(planes);
+      }, array("extents"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"), nb::arg("tables"))
+      .def_prop_ro("nbytes", &UnpackedPlanes::bytes);
   nb::class_<Recorder>(m, "Program")
       .def(nb::init<int64_t>(), nb::arg("rows_max"))
       .def("rms_norm", &Recorder::rms_norm, keep2(), keep3(), keep5(), array("x"), array("gain"), nb::arg("eps"), array("out"))
@@ -122,6 +135,8 @@ void bind_program(nb::module_& m) {
       .def("planes_matmul", &Recorder::planes_matmul, keep2(), keep6(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>(),
            nb::keep_alive<1, 9>(), array("extents"), nb::arg("rows"), nb::arg("cols"), nb::arg("tile_rows"),
            nb::arg("tables"), array("row_scale"), nb::arg("x"), array("out"))
+      .def("unpacked_matmul", &Recorder::unpacked_matmul, keep2(), keep3(), keep4(), keep5(), nb::arg("planes"),
+           array("row_scale"), nb::arg("x"), array("out"))
       .def("dense_matmul", &Recorder::dense_matmul, keep3(), keep4(), keep5(), keep6(), nb::arg("kind"), array("w"),
            array("scale").none(), array("x"), array("out"))
       .def("sparse_matmul", &Recorder::sparse_matmul, keep2(), keep3(), keep4(), keep6(), nb::keep_alive<1, 7>(),

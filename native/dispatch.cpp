@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 #include "pool.h"
@@ -216,6 +217,28 @@ void planes_matmul(const Planes& planes, const Activations& x, const float* row_
   split(planes.geometry.blocks(), x.tokens > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
     multiply_blocks(planes, x, row_scale, begin, end, out, stride, thread);
   });
+}
+
+UnpackedPlanes::UnpackedPlanes(const Planes& planes)
+    : kernels_(&active()), shape_(planes.geometry), groups_((planes.tables->count - 1) / kPlanesPerGroup + 1),
+      panels_((uint8_t*)std::aligned_alloc(4096, (bytes() + 4095) / 4096 * 4096), std::free) {
+  if (!panels_) throw std::bad_alloc();
+  const int64_t height = planes.geometry.tile_rows / kBlockRows, blocks = shape_.blocks();
+  parallel(groups_ * blocks, [&](int64_t i, int) {
+    const int64_t block = i % blocks, tile = block / height;
+    const int first = (int)(i / blocks) * kPlanesPerGroup;
+    kernels_->unpack_block(tile_view(planes, tile, first), block - tile * height, panels_.get() + i * block_bytes());
+  });
+}
+
+void UnpackedPlanes::multiply_blocks(const Activations& x, const float* row_scale, int64_t begin, int64_t end,
+                                     float* out, int64_t stride, int thread) const {
+  void* work = scratch(thread, 0, planes_scratch_bytes(x.tokens, x.group));
+  for (int group = 0; group < groups_; ++group) {
+    const float unit = groups_ > 1 && group == 0 ? (float)kGroupRatio : 1.0f;
+    kernels_->panels_matmul(panels_.get() + group * group_bytes(), shape_, x, row_scale, unit, begin, end, out, stride,
+                            group > 0, work);
+  }
 }
 
 void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out) {

@@ -1,5 +1,6 @@
 // Chooses the tier once, splits work over threads, owns the packed activations. No model knowledge.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,28 @@ Sparse make_sparse(const uint16_t* counts, const uint8_t* index, bool wide, cons
 void multiply_blocks(const Planes& planes, const Activations& x, const float* row_scale, int64_t begin, int64_t end,
                      float* out, int64_t stride, int thread);
 void planes_matmul(const Planes& planes, const Activations& x, const float* row_scale, float* out, int64_t stride);
+// The integer weights of planes, decoded: a byte each, or two where there are more than four planes.
+// Faster than decoding where memory is faster than that, and the same bits.
+class UnpackedPlanes {
+ public:
+  explicit UnpackedPlanes(const Planes& planes);  // for the tier in use now
+  int64_t rows() const { return shape_.rows; }
+  int64_t cols() const { return shape_.cols; }
+  int64_t blocks() const { return shape_.blocks(); }
+  int64_t bytes() const { return groups_ * group_bytes(); }
+  void multiply_blocks(const Activations& x, const float* row_scale, int64_t begin, int64_t end, float* out,
+                       int64_t stride, int thread) const;
+
+ private:
+  int64_t block_bytes() const { return shape_.strips() * kPanelStripBytes; }
+  int64_t group_bytes() const { return shape_.blocks() * block_bytes(); }
+
+  const Kernels* kernels_;        // panels are laid out for one tier
+  Shape shape_;
+  int groups_;                    // of planes
+  std::unique_ptr<uint8_t, void (*)(void*)> panels_;
+};
+
 void planes_decode(const Planes& planes, int64_t row_begin, int64_t row_end, int16_t* out);
 void dense_matmul(const DenseView& w, const float* x, int64_t tokens, float* out);
 void rotate(const float* in, const float* scale, int64_t rows, int64_t cols, int block,

@@ -83,6 +83,11 @@ struct Kernels {
   void (*planes_matmul)(const TileView&, const Activations&, const float* row_scale, float unit,
                         int64_t block_begin, int64_t block_end, float* out, int64_t stride,
                         bool accumulate, void* scratch);  // out [token][stride], from the tile's first row
+  // The same from decoded weights: a block of a tile as `unpack_block` leaves it, [strip][512 bytes].
+  void (*unpack_block)(const TileView&, int64_t block, uint8_t* panels);
+  void (*panels_matmul)(const uint8_t* panels, const Shape&, const Activations&, const float* row_scale,
+                        float unit, int64_t block_begin, int64_t block_end, float* out, int64_t stride,
+                        bool accumulate, void* scratch);
   void (*dense_matmul)(const DenseView&, const float* x, int64_t tokens, int64_t row_begin,
                        int64_t row_end, float* out, float* panel);
   void (*rotate)(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
@@ -111,6 +116,8 @@ struct Kernels {
 inline int64_t state_floats(int head_dim) { return head_dim + 16; }
 
 inline int64_t group_strips(int64_t group) { return (group + kStrip - 1) / kStrip; }
+
+constexpr int64_t kPanelStripBytes = kStrip * kBlockRows;  // decoded weights of one strip of a block
 
 // Bytes of scratch that planes_matmul wants for `tokens` rows in groups of `group` columns.
 inline int64_t planes_scratch_bytes(int64_t tokens, int64_t group) {

@@ -24,7 +24,8 @@ namespace {
 }  // namespace
 
 const Kernels& LSB_TIER_FUNCTION() {
-  static const Kernels table = {LSB_TIER, decode_block, planes_matmul, dense_matmul, rotate, quantize,
+  static const Kernels table = {LSB_TIER, decode_block, planes_matmul, unpack_block, panels_matmul, dense_matmul,
+                                rotate, quantize,
                                 rms_norm, rope, store_kv, attend, merge_state, finish_state,
                                 attend_scratch_bytes, swiglu, dot_wide, gram, encode_tile, encode_scratch_bytes};
   return table;

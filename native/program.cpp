@@ -62,10 +62,18 @@ void Program::pack(const float* x, const Rotation& rotation, PackedRows* out) {
   steps_.back().packed.push_back(out);
 }
 
-void Program::multiply(const Planes& planes, const float* row_scale, const PackedRows* x, float* out) {
+Program::Step& Program::products_step(const PackedRows* x) {
   if (steps_.empty() || steps_.back().closed || steps_.back().input != x) steps_.emplace_back();
   steps_.back().input = x;
-  steps_.back().products.push_back({planes, row_scale, out});
+  return steps_.back();
+}
+
+void Program::multiply(const Planes& planes, const float* row_scale, const PackedRows* x, float* out) {
+  products_step(x).products.push_back({planes, nullptr, row_scale, out});
+}
+
+void Program::multiply(const UnpackedPlanes& planes, const float* row_scale, const PackedRows* x, float* out) {
+  products_step(x).products.push_back({{}, &planes, row_scale, out});
 }
 
 void Program::multiply(const DenseView& weight, const float* x, float* out) {
@@ -102,13 +110,12 @@ void Program::run_rows(const Step& step, const Places& places) {
 void Program::run_products(const Step& step) {
   const Activations x = step.input->view();
   int64_t blocks = 0;
-  for (const Product& product : step.products) blocks += product.planes.geometry.blocks();
+  for (const Product& product : step.products) blocks += product.blocks();
   split(blocks, x.tokens > 1 ? 1 : 4, [&](int64_t begin, int64_t end, int thread) {
-    for (const Product& product : step.products) {
-      const int64_t own = product.planes.geometry.blocks();
-      if (begin < own && end > 0)
-        multiply_blocks(product.planes, x, product.row_scale, std::max<int64_t>(begin, 0), std::min(end, own), product.out,
-                        product.planes.geometry.rows, thread);
+    for (const Product& p : step.products) {
+      const int64_t own = p.blocks(), first = std::max<int64_t>(begin, 0), stop = std::min(end, own);
+      if (first < stop && p.unpacked) p.unpacked->multiply_blocks(x, p.row_scale, first, stop, p.out, p.rows(), thread);
+      else if (first < stop) multiply_blocks(p.planes, x, p.row_scale, first, stop, p.out, p.rows(), thread);
       begin -= own, end -= own;
     }
   });

@@ -34,6 +34,7 @@ class Program {
   void pack(const float* x, const Rotation& rotation, PackedRows* out);
 
   void multiply(const Planes& planes, const float* row_scale, const PackedRows* x, float* out);
+  void multiply(const UnpackedPlanes& planes, const float* row_scale, const PackedRows* x, float* out);
   void multiply(const DenseView& weight, const float* x, float* out);
   void add_sparse(const Sparse& weight, const float* x, float* out);
   void store_kv(const CacheView& cache, const float* k, const float* v);
@@ -46,9 +47,13 @@ class Program {
  private:
   using RowWork = std::function<void(const Kernels&, const Places&, int64_t begin, int64_t end, int thread)>;
   struct Product {
-    Planes planes;
+    Planes planes;                  // or, if not null:
+    const UnpackedPlanes* unpacked;
     const float* row_scale;
     float* out;
+
+    int64_t rows() const { return unpacked ? unpacked->rows() : planes.geometry.rows; }
+    int64_t blocks() const { return unpacked ? unpacked->blocks() : planes.geometry.blocks(); }
   };
   struct Step {                   // one of the three
     std::vector<RowWork> rows;
@@ -60,6 +65,7 @@ class Program {
   };
 
   Step& rows_step();
+  Step& products_step(const PackedRows* x);
   void each_row(RowWork work);
   void at_once(std::function<void(const Places&)> work);
   static void run_rows(const Step& step, const Places& places);

@@ -1,6 +1,6 @@
 // Decoding trellis planes to int8 weights and multiplying them with int8 activations.
 
-constexpr int kPanelStrip = kStrip * kBlockRows;  // decoded bytes of one strip of a block
+constexpr int64_t kPanelStrip = kPanelStripBytes;
 
 // Bytes of one block, and of the blocks one and two before it in the order of its streams.
 struct BlockRows {
@@ -188,9 +188,14 @@ static void panel_dot(const uint8_t* panel, const Activations& x, int64_t t, int
     for (int64_t at = 0; at < strips * kRegisters; ++at, w += kSteps * LSB_BYTES) {
       vb values[T];
       for (int i = 0; i < T; ++i) values[i] = spread(values_at + i * stride + at / kRegisters * kStrip, at % kRegisters);
-      for (int g = 0; g < G; ++g) {
-        const Prepared weights = prepare(load_bytes(w + g * LSB_BYTES));
-        for (int i = 0; i < T; ++i) sums[i][g] = dot(sums[i][g], weights, values[i]);
+      if constexpr (T == 1) {
+        const Fixed fixed = fix(values[0]);
+        for (int g = 0; g < G; ++g) sums[0][g] = dot_fixed(sums[0][g], load_bytes(w + g * LSB_BYTES), fixed);
+      } else {
+        for (int g = 0; g < G; ++g) {
+          const Prepared weights = prepare(load_bytes(w + g * LSB_BYTES));
+          for (int i = 0; i < T; ++i) sums[i][g] = dot(sums[i][g], weights, values[i]);
+        }
       }
     }
     for (int i = 0; i < T; ++i) {
@@ -268,15 +273,20 @@ static void panel_dot(const uint8_t* panel, const Activations& x, int64_t t, int
 constexpr decltype(&panel_dot) kPanelDots[kManyTokens] = {panel_dot};
 #endif
 
+// sums[token][32] += group `a` of every token times its panel.
+static void all_tokens(const uint8_t* panel, const Activations& x, int64_t a, float* sums) {
+  for (int64_t t = 0; t < x.tokens; t += kManyTokens) {
+    const int64_t left = x.tokens - t;
+    kPanelDots[(left < kManyTokens ? left : kManyTokens) - 1](panel, x, t, a, sums);
+  }
+}
+
 // A panel, a group of columns at a time, used for every token.
 static void many_tokens(const TileView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
     decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
-    for (int64_t t = 0; t < x.tokens; t += kManyTokens) {
-      const int64_t left = x.tokens - t;
-      kPanelDots[(left < kManyTokens ? left : kManyTokens) - 1](panel, x, t, a, out);
-    }
+    all_tokens(panel, x, a, out);
   }
 }
 
@@ -297,6 +307,26 @@ static void planes_matmul(const TileView& v, const Activations& x, const float* 
     for (int64_t i = 0; i < x.tokens * count; ++i)  // tokens of a block, or blocks of a token
       write_out(v.shape, block + (x.tokens == 1 ? i : 0), sums + i * kBlockRows, row_scale, unit,
                 out + (x.tokens == 1 ? 0 : i) * stride, accumulate);
+  }
+}
+
+static void unpack_block(const TileView& v, int64_t block, uint8_t* panels) {
+  BlockRows rows;
+  locate(v, block, &rows);
+  decode_strips(v, rows, 0, v.shape.strips(), panels);
+}
+
+static void panels_matmul(const uint8_t* panels, const Shape& shape, const Activations& x, const float* row_scale,
+                          float unit, int64_t begin, int64_t end, float* out, int64_t stride, bool accumulate,
+                          void* scratch) {
+  float* sums = (float*)scratch;
+  const int64_t groups = x.cols / x.group, group_bytes = group_strips(x.group) * kPanelStrip;
+  for (int64_t block = begin; block < end; ++block) {
+    const uint8_t* panel = panels + block * shape.strips() * kPanelStrip;
+    std::memset(sums, 0, x.tokens * kBlockRows * sizeof(float));
+    for (int64_t a = 0; a < groups; ++a, panel += group_bytes) all_tokens(panel, x, a, sums);
+    for (int64_t t = 0; t < x.tokens; ++t)
+      write_out(shape, block, sums + t * kBlockRows, row_scale, unit, out + t * stride, accumulate);
   }
 }
 

@@ -70,6 +70,48 @@ def quality_table() -> str:
     return "\n".join(lines)
 
 
+def memory_table() -> str:
+    memory = load("memory_budget")
+    first = memory["runs"][0]
+    lines = [
+        f"Memory: {memory['synthetic']} with random weights ({memory['bits_per_weight']:.2f} bits a "
+        f"weight, {memory['size_bytes'] / 1e9:.2f} GB), {memory['kv_bits']}-bit KV cache, a prompt "
+        f"of {first['prompt_tokens']} tokens, counted by {first['use']['method']} with page cache, "
+        "from a cold start ([memory_budget.json](benches/results/memory_budget.json)):",
+        "",
+        "| limit | context | peak | predicted | tokens/s | read a token | disk |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in memory["runs"]:
+        tokens = run["tokens"]
+        lines.append(
+            f"| {run['limit_bytes'] / 1e6:.0f} MB | {run['context']} | "
+            f"{run['use']['peak_bytes'] / 1e6:.1f} MB | {run['estimated_bytes'] / 1e6:.1f} MB | "
+            f"{tokens['generated_per_second']:.3f} over {run['generated_tokens']} | "
+            f"{tokens['token_read_bytes'] / 1e9:.2f} GB | "
+            f"{tokens['disk_bytes_per_second'] / 1e9:.2f} GB/s |"
+        )
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    peers = load("peers")
+    lines = [
+        f"Speed, weights in memory, {peers['threads']} threads ({peers['machine']['processor']}, "
+        f"{peers['machine']['instruction_set']}), a prompt of {peers['prompt']} tokens, then "
+        f"{peers['generate']} one by one, taking turns ([peers.json](benches/results/peers.json)):",
+        "",
+        "| | size | prompt tokens/s | generated tokens/s |",
+        "|---|---|---|---|",
+    ]
+    for row in peers["rows"]:
+        lines.append(
+            f"| {row['name']} | {row['bytes'] / 1e6:.0f} MB | {row['prompt_per_second']:.0f} | "
+            f"{row['generated_per_second']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def facts() -> str:
     parity, speed = load("parity_smollm2"), load("encode_speed")["by_threads"]
     distortion = load("table_distortion")["mean_squared_error_by_planes"]
@@ -92,7 +134,7 @@ def main() -> int:
     text = path.read_text("utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    results = "\n\n".join([demo_table(), quality_table(), facts()])
+    results = "\n\n".join([demo_table(), quality_table(), memory_table(), speed_table(), facts()])
     wanted = f"{before}{BEGIN}\n{results}\n{END}{after}"
     if "--check" in sys.argv[1:]:
         if wanted != text:

@@ -29,6 +29,15 @@ class PackedRows:
     def group(self) -> int: ...
     def quantized(self, q: _I8, scale: _F32) -> None: ...
 
+class UnpackedPlanes:
+    """Decoded planes; nothing of the extents is kept."""
+
+    def __init__(
+        self, extents: Sequence[_U8], rows: int, cols: int, tile_rows: int, tables: PlaneTables
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class Program:
     """Operations on buffers [rows_max, columns], recorded once and run for any number of rows.
 
@@ -52,6 +61,9 @@ class Program:
         row_scale: _F32,
         x: PackedRows,
         out: _F32,
+    ) -> None: ...
+    def unpacked_matmul(
+        self, planes: UnpackedPlanes, row_scale: _F32, x: PackedRows, out: _F32
     ) -> None: ...
     def dense_matmul(self, kind: int, w: _Any, scale: _F32 | None, x: _F32, out: _F32) -> None: ...
     def sparse_matmul(

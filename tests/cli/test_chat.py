@@ -81,6 +81,7 @@ def test_options_reach_the_engine(directory: Path, model: FakeModel) -> None:
         "context": 99,
         "threads": 1,
         "kv_bits": 8,
+        "unpack": False,
     }
     assert "system\nBe brief." in model.text.decode(model.sessions[0].ids)
 

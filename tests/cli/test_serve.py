@@ -76,9 +76,8 @@ def test_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
         server.communicate()
     assert server.returncode == 0
     assert errors == ""
-    assert out == (
-        "stopped\nclosed {'ram_bytes': None, 'context': None, 'threads': 1, 'kv_bits': 8}\n"
-    )
+    asked = {"ram_bytes": None, "context": None, "threads": 1, "kv_bits": 8, "unpack": False}
+    assert out == f"stopped\nclosed {asked}\n"
 
 
 def test_missing_extra_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,14 @@ from loop_singular_bit.codec.planes import PlaneOptions, encode
 from loop_singular_bit.codec.program import Program
 from loop_singular_bit.codec.rotation import activation_group
 from loop_singular_bit.codec.tables import table_set
-from loop_singular_bit.codec.weights import DenseWeight, InputRows, PlanesWeight, Weight, multiply
+from loop_singular_bit.codec.weights import (
+    DenseWeight,
+    InputRows,
+    Linear,
+    PlanesWeight,
+    Weight,
+    multiply,
+)
 
 ROWS = 69  # neither a row group nor a block nor a tile
 TOKENS = 5
@@ -52,7 +59,7 @@ def run(program: Program, rows: int) -> None:
     program.run_steps(nowhere, nowhere)
 
 
-def product(weight: Weight, tokens: int = TOKENS) -> tuple[npt.NDArray[np.float32], InputRows]:
+def product(weight: Linear, tokens: int = TOKENS) -> tuple[npt.NDArray[np.float32], InputRows]:
     """x W^T [tokens, rows] and the rows x that entered."""
     program, inputs = Program(tokens), InputRows(tokens, weight.cols + -weight.cols % 4)
     inputs.load(program, gaussian(tokens, weight.cols, 4))
@@ -112,6 +119,23 @@ def test_plane_products_differ_by_the_rounding_of_the_inputs_only(case: tuple[in
     error = np.abs(out - exact)
     assert (error <= bound + 1e-4).all()
     assert error.mean() < 0.02 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("case", PLANES)
+def test_unpacked_planes_give_the_same_bits(case: tuple[int, ...], tokens: int) -> None:
+    weight = planes(*case)
+    for tier in _native.available_tiers():
+        before = _native.active_tier()
+        _native.use_tier(tier)
+        assert np.array_equal(product(weight.unpacked(), tokens)[0], product(weight, tokens)[0])
+        _native.use_tier(before)
+
+
+def test_unpacked_planes_take_a_byte_a_weight_and_two_beyond_four_planes() -> None:
+    for count, nbytes in ((1, 1), (4, 1), (5, 2), (8, 2)):
+        weight = planes(count, cols=64).unpacked()
+        assert weight.native.nbytes == nbytes * 96 * 64  # rows up to whole blocks
 
 
 @pytest.mark.parametrize("case", PLANES)

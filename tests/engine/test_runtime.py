@@ -183,6 +183,19 @@ def test_budget_chooses_between_memory_and_disk(tmp_path: Path) -> None:
         pass
 
 
+def test_a_budget_that_cannot_hold_unpacked_weights_is_refused(tiny_artefact: Path) -> None:
+    spec = read_spec(tiny_artefact)
+    setting = Setting(256, unpack=True, threads=1)
+    needed = resident_plan(spec, records(tiny_artefact), setting).ledger.total_bytes
+    with open_model(tiny_artefact, threads=1, ram_bytes=needed, unpack=True) as model:
+        assert model.ledger.total_bytes == needed
+    with (
+        pytest.raises(BudgetError, match="leave out --unpack or raise --ram-mb"),
+        open_model(tiny_artefact, threads=1, ram_bytes=needed - 1, unpack=True),
+    ):
+        pass
+
+
 def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Path) -> None:
     with (
         pytest.raises(BudgetError) as caught,

@@ -70,6 +70,21 @@ def test_the_bits_are_those_of_weights_in_memory(
     resident.close()
 
 
+def test_unpacked_weights_give_the_bits_of_packed_ones(artefact: Path) -> None:
+    packed, unpacked = ResidentNetwork(artefact), ResidentNetwork(artefact, unpack=True)
+    for found, expected in zip(logits(unpacked), logits(packed), strict=True):
+        assert np.array_equal(found, expected)
+    spec, records = packed.spec, as_plans(packed.reader.records)
+    least, most = (
+        resident_plan(spec, records, Setting(64, unpack=unpack)).ledger.entries["weights"]
+        for unpack in (False, True)
+    )
+    planes = [r for r in records if r.kind == "planes"]
+    assert (most > least) == bool(planes)
+    unpacked.close()
+    packed.close()
+
+
 def test_rows_of_the_embedding_are_those_in_memory(artefact: Path) -> None:
     resident, streamed = ResidentNetwork(artefact), StreamedNetwork(artefact)
     rows = np.array([511, 0, 7, 7, 31, 32, 500])

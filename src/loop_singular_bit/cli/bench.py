@@ -15,6 +15,7 @@ from loop_singular_bit.cli.options import (
     kv_option,
     quiet_flag,
     threads_option,
+    unpack_flag,
 )
 from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
 from loop_singular_bit.errors import TargetMissedError, UsageError
@@ -31,6 +32,7 @@ def bench() -> None:
 @click.option("--generate", default=128, show_default=True, help="Tokens generated after it.")
 @click.option("--repeats", default=5, show_default=True, help="Repetitions; medians are shown.")
 @kv_option
+@unpack_flag
 @threads_option
 @json_flag
 def speed(directory: Path, as_json: bool, threads: int | None, **flags: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop_singular_bit.cli.options import draft_option, kv_option
+from loop_singular_bit.cli.options import draft_option, kv_option, unpack_flag
 from loop_singular_bit.errors import InputRefusedError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--ram-mb", type=click.IntRange(1), help="Memory for the engine [10^6 bytes].")
 @click.option("--context", type=click.IntRange(1), help="Positions of the conversation.")
 @kv_option
+@unpack_flag
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-p", default=0.95, show_default=True, help="Nucleus sampling.")
@@ -39,6 +40,7 @@ def chat(
     ram_mb: int | None,
     context: int | None,
     kv_bits: int,
+    unpack: bool,
     threads: int | None,
     temperature: float,
     top_p: float,
@@ -68,7 +70,12 @@ def chat(
     ram_bytes = None if ram_mb is None else ram_mb * 1_000_000
     with (
         open_model(
-            directory, ram_bytes=ram_bytes, context=context, threads=threads, kv_bits=kv_bits
+            directory,
+            ram_bytes=ram_bytes,
+            context=context,
+            threads=threads,
+            kv_bits=kv_bits,
+            unpack=unpack,
         ) as model,
         model.session() as session,
     ):

@@ -16,6 +16,7 @@ from loop_singular_bit.cli.options import (
     kv_option,
     ram_option,
     threads_option,
+    unpack_flag,
 )
 
 
@@ -33,6 +34,7 @@ from loop_singular_bit.cli.options import (
 @click.option("--context", type=click.IntRange(1), help="Positions to reserve.")
 @draft_option
 @kv_option
+@unpack_flag
 @ram_option
 @threads_option
 @json_flag
@@ -56,6 +58,7 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
     with open_model(
         directory, ram_bytes=ram_bytes, context=flags["context"], threads=flags["threads"],
         kv_bits=flags["kv_bits"],
+        unpack=flags["unpack"],
     ) as model, model.session() as session:  # fmt: skip
         text = model.text
         ids = text.encode(prompt, special=True) if raw else text.encode_prompt(prompt)

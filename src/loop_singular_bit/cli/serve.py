@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from loop_singular_bit.cli.options import kv_option
+from loop_singular_bit.cli.options import kv_option, unpack_flag
 from loop_singular_bit.errors import UsageError
 
 
@@ -24,6 +24,7 @@ from loop_singular_bit.errors import UsageError
 @click.option("--ram-mb", type=click.IntRange(1), help="Memory for the engine [10^6 bytes].")
 @click.option("--context", type=click.IntRange(1), help="Positions of one request.")
 @kv_option
+@unpack_flag
 @click.option("--threads", type=click.IntRange(1), help="Threads that compute.")
 @click.option(
     "--queue",
@@ -39,6 +40,7 @@ def serve(
     ram_mb: int | None,
     context: int | None,
     kv_bits: int,
+    unpack: bool,
     threads: int | None,
     queue: int,
 ) -> None:
@@ -66,7 +68,12 @@ def serve(
     # After draining, the server raises the signal it got once more: end as an interrupt does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with open_model(
-        directory, ram_bytes=ram_bytes, context=context, threads=threads, kv_bits=kv_bits
+        directory,
+        ram_bytes=ram_bytes,
+        context=context,
+        threads=threads,
+        kv_bits=kv_bits,
+        unpack=unpack,
     ) as model:
         try:
             serve_http(model, host=host, port=port, queue_max=queue, announce=announce)

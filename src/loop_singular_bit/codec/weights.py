@@ -207,6 +207,11 @@ class PlanesWeight:
         """out [T, start : start + rows] = x W^T, now; outliers left out."""
         _native.planes_matmul(*self._arguments, self.row_scale, packed, out, start)
 
+    def unpacked(self) -> UnpackedWeight:
+        """The same matrix with its planes decoded."""
+        native = _native.UnpackedPlanes(*self._arguments)
+        return UnpackedWeight(native, self.rows, self.row_scale, self.transform, self.outliers)
+
     def integers(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int16]:
         """Decoded integer weights of rows [start, stop), in the rotated basis."""
         stop = self.rows if stop is None else stop
@@ -233,6 +238,26 @@ class PlanesWeight:
     def dense(self) -> Floats:
         """The whole matrix as float32 [rows, cols]."""
         return self.dense_rows(0, self.rows)
+
+
+@dataclass(frozen=True)
+class UnpackedWeight:
+    """A PlanesWeight decoded to integers in memory: more bytes, the same products bit for bit."""
+
+    native: _native.UnpackedPlanes
+    rows: int
+    row_scale: Floats
+    transform: InputTransform
+    correction: Outliers | None = None
+
+    @property
+    def cols(self) -> int:
+        return self.transform.cols
+
+    def multiply(self, inputs: InputRows, out: Floats) -> None:
+        """Records out = x W^T, `correction` left out."""
+        packed = inputs.packed(self.transform)
+        inputs.program.unpacked_matmul(self.native, self.row_scale, packed, out)
 
 
 Weight = DenseWeight | PlanesWeight

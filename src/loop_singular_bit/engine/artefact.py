@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from loop_singular_bit.codec.records import unpack_transform, unpack_vector, unpack_weight
 from loop_singular_bit.codec.rotation import InputTransform
-from loop_singular_bit.codec.weights import Linear, Weight
+from loop_singular_bit.codec.weights import Linear, PlanesWeight, Weight
 from loop_singular_bit.container import ContainerReader, Record, Span
 from loop_singular_bit.engine.network import Embedding, LayerWeights
 from loop_singular_bit.engine.ring import SLOTS_MIN, Ring
@@ -146,13 +146,24 @@ class ArtefactNetwork:
 
 
 class ResidentNetwork(ArtefactNetwork):
-    """Everything in memory."""
+    """Everything in memory; unpacked, planes are decoded once instead of for every token."""
+
+    def __init__(self, directory: Path, *, unpack: bool = False) -> None:
+        self._unpack = unpack
+        super().__init__(directory)
 
     def _load(self) -> None:
         self._read_layers()
         embedding = self._weight("embed")
         self.embedding = embedding
-        self.head = embedding if self.spec.tied_head else self._weight("head")
+        tied = self.spec.tied_head
+        self.head = self._fast(embedding) if tied else self._matrix("head")
+
+    def _matrix(self, name: str) -> Linear:
+        return self._fast(self._weight(name))
+
+    def _fast(self, weight: Weight) -> Linear:
+        return weight.unpacked() if self._unpack and isinstance(weight, PlanesWeight) else weight
 
 
 class StreamedNetwork(ArtefactNetwork):

@@ -35,16 +35,19 @@ SWEEP_ROWS = (
 )  # rows of one sweep, best first: a weight is decoded once for all
 HEAD_ROWS_MAX = 16  # rows whose logits are computed together
 SLOTS_MAX = 6
+PLANES_PER_BYTE = 4  # of decoded weights
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is asked of a run: sequences of `context` tokens each, bits of what the cache holds."""
+    """What is asked of a run: sequences of `context` tokens each, bits of what the cache holds,
+    and whether planes are decoded once and for all."""
 
     context: int
     sequences: int = 1
     kv_bits: int = KV_BITS_DEFAULT
     threads: int = 1
+    unpack: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,32 @@ def resident_plan(spec: ModelSpec, records: Sequence[RecordPlan], setting: Setti
     rows = min(SWEEP_ROWS[0], setting.context)
     ledger = _fixed(spec, setting, sum(len(r.extents) for r in records), rows)
     stored = sum(sum(r.extents.values()) for r in records)
+    if setting.unpack:
+        stored = _unpacked_bytes(spec, records)
     ledger.reserve("weights", stored + sum(map(kept_bytes, records)))
     return RunPlan(ledger, rows)
+
+
+def product_bytes(record: RecordPlan, unpacked: bool) -> int:
+    """Bytes in memory of what a record's products read."""
+    stored = sum(record.extents.values())
+    if record.kind != "planes" or not unpacked:
+        return stored
+    planes = int(record.attributes["planes"])
+    groups = -(-planes // PLANES_PER_BYTE)
+    return stored + _tile_bytes(record) * (8 * groups - planes) // planes
+
+
+def _tile_bytes(record: RecordPlan) -> int:
+    return sum(size for name, size in record.extents.items() if name.startswith("tiles"))
+
+
+def _unpacked_bytes(spec: ModelSpec, records: Sequence[RecordPlan]) -> int:
+    """Bytes of every record when the planes of products are decoded, and of the largest before; an
+    embedding keeps its planes, for rows that are looked up."""
+    total = sum(product_bytes(r, r.name != "embed" or spec.tied_head) for r in records)
+    embedding = sum(_tile_bytes(r) for r in records if r.name == "embed" and spec.tied_head)
+    return total + embedding + max(map(_tile_bytes, records))
 
 
 def streamed_plan(
@@ -168,6 +195,8 @@ def best_plan(
     resident = resident_plan(spec, records, setting)
     if ram_bytes is None or resident.ledger.total_bytes <= ram_bytes:
         return resident
+    if setting.unpack:
+        resident.ledger.require(ram_bytes, "leave out --unpack or raise --ram-mb")
     streamed = streamed_plan(spec, records, setting, ram_bytes)
     streamed.ledger.require(ram_bytes, f"lower --context {setting.context} or raise --ram-mb")
     return streamed

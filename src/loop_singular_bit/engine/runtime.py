@@ -182,10 +182,10 @@ def plan_run(directory: Path, setting: Setting, ram_bytes: int | None) -> RunPla
         return best_plan(spec, as_plans(reader.records), setting, ram_bytes)
 
 
-def _open_network(directory: Path, plan: RunPlan) -> ArtefactNetwork:
+def _open_network(directory: Path, plan: RunPlan, unpack: bool) -> ArtefactNetwork:
     if plan.streamed:
         return StreamedNetwork(directory, plan.slots, plan.pinned)
-    return ResidentNetwork(directory)
+    return ResidentNetwork(directory, unpack=unpack)
 
 
 @contextmanager
@@ -197,19 +197,22 @@ def open_model(
     threads: int | None = None,
     sequences: int = 1,
     kv_bits: int = KV_BITS_DEFAULT,
+    unpack: bool = False,
 ) -> Iterator[Model]:
     """Opens an artefact for `sequences` sequences of `context` tokens within `ram_bytes`.
 
-    kv_bits: of the numbers in the KV cache, 16, 8 or 4.
+    kv_bits: of the numbers in the KV cache, 16, 8 or 4. unpack: planes are decoded on opening,
+    which takes 8 bits a weight of memory and gives the same bits, faster where memory outruns
+    decoding.
     Raises BudgetError with the memory table when the budget cannot hold it.
     """
     _native.set_threads(usable_cores() if threads is None else threads)
     spec = read_spec(directory)
     text = Text.open(directory)
     positions = choose_context(spec, context)
-    setting = Setting(positions, sequences, kv_bits, _native.threads())
+    setting = Setting(positions, sequences, kv_bits, _native.threads(), unpack)
     plan = plan_run(directory, setting, ram_bytes)
-    network = _open_network(directory, plan)
+    network = _open_network(directory, plan, unpack)
     try:
         engine = Engine(network, sequences, positions, plan.rows, kv_bits)
         yield Model(directory.resolve().name, text, engine, network, plan)

@@ -12,10 +12,10 @@ import numpy as np
 
 from loop_singular_bit import _native
 from loop_singular_bit.codec.tables import native_tables
-from loop_singular_bit.codec.weights import PlanesWeight
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
+from loop_singular_bit.engine.memory_plan import as_plans, product_bytes
 from loop_singular_bit.engine.runtime import Model, open_model
 from loop_singular_bit.errors import UsageError
 from loop_singular_bit.measure.probe import made_up_prompt, time_tokens
@@ -30,12 +30,13 @@ KERNEL_GROUP = 256
 @dataclass(frozen=True)
 class SpeedOptions:
     """Tokens of the prompt, tokens generated after it, how often both are repeated, and the bits
-    of the KV cache."""
+    of the KV cache; unpack: planes decoded on opening."""
 
     prompt: int = 512
     generate: int = 128
     repeats: int = 5
     kv_bits: int = KV_BITS_DEFAULT
+    unpack: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class SpeedFigures:
     memory_bytes_per_second   reading a large array with the same threads, in the same run
     kernel_weights_per_second  one token through `planes` planes that stay in cache, same threads
     floor_seconds      of a token: weight_bytes at the memory's speed or weights at the kernel's,
-                       whichever takes longer
+                       whichever takes longer; the memory's alone where planes are unpacked
     ratio_to_floor     floor over what a token took: 1 is as fast as the machine allows
     python_share       of a generated token's time: what is outside native programs
     """
@@ -111,14 +112,18 @@ def measure_speed(directory: Path, options: SpeedOptions, threads: int | None) -
     if min(options.prompt, options.generate, options.repeats) < 1:
         raise UsageError("prompt, generated tokens and repetitions must be at least 1")
     context = options.prompt + options.generate
-    with open_model(directory, context=context, threads=threads, kv_bits=options.kv_bits) as model:
+    with open_model(
+        directory, context=context, threads=threads, kv_bits=options.kv_bits, unpack=options.unpack
+    ) as model:
         prompts, generated = _repetitions(model, options)
         outside = _outside(model, options.generate)
-        weight_bytes, weights = _per_token(directory, model)
-        planes, window = _shape(model)
+        weight_bytes, weights = _per_token(directory, model, options.unpack)
         name, used = model.name, _native.threads()
+    planes, window = _shape(directory)
     memory, kernel = memory_rate(), kernel_rate(planes, window)
-    floor = max(weight_bytes / memory, weights / kernel)
+    floor = (
+        weight_bytes / memory if options.unpack else max(weight_bytes / memory, weights / kernel)
+    )
     speed = statistics.median(generated)
     return SpeedFigures(
         model=name, instruction_set=_native.active_tier(), threads=used, context=context,
@@ -158,20 +163,19 @@ def _outside(model: Model, tokens: int) -> float:
         return 1 - (_native.program_seconds() - native) / (time.perf_counter() - start)
 
 
-def _per_token(directory: Path, model: Model) -> tuple[int, int]:
+def _per_token(directory: Path, model: Model, unpacked: bool) -> tuple[int, int]:
     """Bytes and number of the weights of a token's products: all but an untied embedding."""
     spec = model.engine.network.spec
     skipped = () if spec.tied_head else ("embed", "embed.in")
     with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
-        read = [record for record in reader.records if record.name not in skipped]
-        nbytes = sum(extent.size_bytes for record in read for extent in record.extents)
+        read = [record for record in as_plans(reader.records) if record.name not in skipped]
+    nbytes = sum(product_bytes(record, unpacked) for record in read)
     weights = parameter_count(spec) - (0 if spec.tied_head else spec.vocab * spec.hidden)
     return nbytes, weights
 
 
-def _shape(model: Model) -> tuple[int, int]:
+def _shape(directory: Path) -> tuple[int, int]:
     """Planes and window of the first layer's largest matrix; 1 and 7 where it has no planes."""
-    weight = model.engine.network.layer(0).down
-    if isinstance(weight, PlanesWeight):
-        return weight.planes, weight.window
-    return 1, 7
+    with ContainerReader.open(directory / WEIGHTS_FILE) as reader:
+        found = reader.record("layers.0.down").attributes
+    return int(found.get("planes", 1)), int(found.get("window", 7))
