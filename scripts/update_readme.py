@@ -74,9 +74,10 @@ def memory_table() -> str:
     memory = load("memory_budget")
     first = memory["runs"][0]
     lines = [
-        f"Memory: {memory['synthetic']} with random weights ({memory['bits_per_weight']:.2f} bits a "
-        f"weight, {memory['size_bytes'] / 1e9:.2f} GB), {memory['kv_bits']}-bit KV cache, a prompt "
-        f"of {first['prompt_tokens']} tokens, counted by {first['use']['method']} with page cache, "
+        f"Memory: {memory['synthetic']} with random weights ({memory['bits_per_weight']:.2f} bits "
+        f"a weight, {memory['size_bytes'] / 1e9:.2f} GB), {memory['kv_bits']}-bit KV cache, a "
+        f"prompt of {first['prompt_tokens']} tokens, counted by {first['use']['method']} with "
+        "page cache, "
         "from a cold start ([memory_budget.json](benches/results/memory_budget.json)):",
         "",
         "| limit | context | peak | predicted | tokens/s | read a token | disk |",
