@@ -80,14 +80,16 @@ def memory_table() -> str:
         "page cache, "
         "from a cold start ([memory_budget.json](benches/results/memory_budget.json)):",
         "",
-        "| limit | context | peak | predicted | tokens/s | read a token | disk |",
-        "|---|---|---|---|---|---|---|",
+        "| limit | context | peak | predicted | with shared libraries | tokens/s | read a token "
+        "| disk |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in memory["runs"]:
         tokens = run["tokens"]
         lines.append(
             f"| {run['limit_bytes'] / 1e6:.0f} MB | {run['context']} | "
             f"{run['use']['peak_bytes'] / 1e6:.1f} MB | {run['estimated_bytes'] / 1e6:.1f} MB | "
+            f"{tokens['resident_bytes'] / 1e6:.1f} MB | "
             f"{tokens['generated_per_second']:.3f} over {run['generated_tokens']} | "
             f"{tokens['token_read_bytes'] / 1e9:.2f} GB | "
             f"{tokens['disk_bytes_per_second'] / 1e9:.2f} GB/s |"
