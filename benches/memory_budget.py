@@ -5,7 +5,7 @@
 
 A run is budget in MB (0: no limit) : positions : generated tokens, each from a cold page cache in a
 process of its own. GROUP is a memory control group handed over for this; without one the kernel
-limits anonymous memory only. Writes benches/results/memory_budget.json.
+limits anonymous memory only. Writes benches/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cgroup", type=Path)
     parser.add_argument("--prompt", type=int, default=1500)
+    parser.add_argument("--name", default="memory_budget", help="of the file in benches/results")
     parser.add_argument("--kv", type=int, default=4)
     parser.add_argument("--runs", nargs="*", default=["400:4096:200", "192:2048:200"])
     options = parser.parse_args()
     report = json.loads((options.directory / "report.json").read_text("utf-8"))
     facts = {key: report.get(key) for key in ("synthetic", "size_bytes", "bits_per_weight")}
     runs = [run(options.directory, what, options) for what in options.runs]
-    command = "python benches/memory_budget.py SHAPE --cgroup GROUP --runs " + " ".join(
-        options.runs
-    )
+    command = f"python benches/memory_budget.py SHAPE --cgroup GROUP --prompt {options.prompt} "
+    command += "--runs " + " ".join(options.runs)
     result = {"command": command, **facts, "kv_bits": options.kv, "runs": runs}
-    write_result("memory_budget", {**result, "machine": machine_facts()})
+    write_result(options.name, {**result, "machine": machine_facts()})
 
 
 if __name__ == "__main__":
