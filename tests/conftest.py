@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import TEXT, write_tiny_model
 
 from loop_singular_bit import LoopCompressor
 from loop_singular_bit.compress.compressor import EvaluationOptions
 from loop_singular_bit.compress.pipeline import CalibrationOptions
+
+# No test depends on how fast a busy machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
