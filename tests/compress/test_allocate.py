@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import Tiny, tiny_weights, write_safetensors, write_tiny_gguf, write_tiny_model
 
 from loop_singular_bit.budget import Budgets
 from loop_singular_bit.codec.codecs import Int8, Outlier1, Planes, Raw16
+from loop_singular_bit.codec.planes import DISTORTION
 from loop_singular_bit.compress.allocate import (
     EMBEDDING_PLANES_MORE,
     PLANES_MOST,
@@ -18,12 +20,11 @@ from loop_singular_bit.compress.allocate import (
     input_name,
     plan,
 )
-from loop_singular_bit.compress.calibrate import statistics
 from loop_singular_bit.compress.compressor import artefact_size_bytes
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
-    calibration_tokens,
+    make_calibration,
     make_plan,
     silent,
     write_artefacts,
@@ -60,13 +61,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Source]:
 
 def written_bytes(source: Source, found: Plan, folder: Path, seed: int = 0) -> int:
     """Size of the artefact of a plan."""
-    tokens = None
+    calibration = None
     if found.planes:
         network = OriginalNetwork(source, 2)
         options = CalibrationOptions(256, TEXT)
-        tokens = calibration_tokens(source, network, options, silent)
-        assert next(iter(statistics(network, tokens)))
-    write_artefacts(source, [(found, folder)], tokens, seed)
+        calibration = make_calibration(source, network, options, folder, silent)
+    write_artefacts(source, [(found, folder)], calibration, seed)
     return artefact_size_bytes(folder)
 
 
@@ -118,6 +118,69 @@ def test_more_storage_gives_more_planes_and_is_never_exceeded(
     # What fits the gap before the next layer is free: some matrices have a plane more even here.
     assert set(plans[0].planes) - {2} == {1, 1 + EMBEDDING_PLANES_MORE}
     assert set(plans[-1].planes) == {PLANES_MOST}
+
+
+def sensitivity(source: Source, seed: int = 0) -> dict[str, float]:
+    """Costs of matrices that differ by up to a thousand."""
+    rng = np.random.default_rng(seed)
+    names = [t.name for t in all_tensors(source.spec) if len(t.shape) == 2]
+    return {name: float(10 ** rng.uniform(-3, 0)) for name in names}
+
+
+def planes_of(found: Plan) -> dict[str, int]:
+    return {
+        name: codec.options.planes
+        for name, codec in found.codecs.items()
+        if isinstance(codec, Planes)
+    }
+
+
+def predicted(found: Plan, costs: Mapping[str, float]) -> float:
+    return sum(costs[name] * DISTORTION[planes] for name, planes in planes_of(found).items())
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+@pytest.mark.parametrize("ratio", [0.0, 0.02])
+def test_planes_go_where_they_save_most(
+    name: str, ratio: float, sources: Mapping[str, Source]
+) -> None:
+    source, options = sources[name], CodecOptions(outlier_ratio=ratio)
+    costs = sensitivity(source)
+    least = make_plan(source, CodecOptions(planes=1, outlier_ratio=ratio), Budgets()).size_bytes_max
+    most = make_plan(source, CodecOptions(planes=6, outlier_ratio=ratio), Budgets()).size_bytes_max
+    losses = []
+    for step in range(8):
+        budgets = Budgets(storage_gb=(1 + least + (most - least) * step // 7) / 1e9)
+        found = make_plan(source, options, budgets, 0, costs)
+        even = make_plan(source, options, budgets)
+        assert found.size_bytes_max <= (budgets.storage_bytes or 0)
+        assert predicted(found, costs) <= 1.02 * predicted(even, costs)
+        losses.append(predicted(found, costs))
+    assert all(before >= after for before, after in pairwise(losses))
+    assert losses[3] < 0.8 * losses[2]
+    assert set(planes_of(found).values()) == {PLANES_MOST}
+
+
+def test_no_exchange_of_a_plane_would_save(sources: Mapping[str, Source]) -> None:
+    """Between matrices of one size, a plane more for one is a plane less for another."""
+    source = sources["untied"]
+    costs = sensitivity(source, 1)
+    size = make_plan(source, CodecOptions(planes=3), Budgets()).size_bytes_max
+    found = make_plan(source, CodecOptions(), Budgets(storage_gb=size / 1e9), 0, costs)
+    planes = planes_of(found)
+    shapes = {t.name: t.shape for t in all_tensors(source.spec)}
+    for one, two in permutations(planes, 2):
+        if shapes[one] == shapes[two] and planes[one] < PLANES_MOST and planes[two] > 1:
+            gained = costs[one] * (DISTORTION[planes[one]] - DISTORTION[planes[one] + 1])
+            paid = costs[two] * (DISTORTION[planes[two] - 1] - DISTORTION[planes[two]])
+            assert gained <= paid * 1.0001
+
+
+def test_a_codec_that_was_fixed_gets_no_planes(sources: Mapping[str, Source]) -> None:
+    source = sources["untied"]
+    options = CodecOptions(embedding="int8")
+    found = make_plan(source, options, Budgets(storage_gb=1), 0, sensitivity(source))
+    assert {"embed", "head"}.isdisjoint(planes_of(found))
 
 
 def test_outliers_in_a_few_columns_stay_below_the_largest_size(tmp_path: Path) -> None:

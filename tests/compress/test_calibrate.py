@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,20 @@ from loop_singular_bit.compress.calibrate import (
     sample_sequences,
     statistics,
 )
+from loop_singular_bit.compress.guidance import Guidance, Importance
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.pipeline import CalibrationOptions, calibration_tokens, silent
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import Batch, InputSite, Workspace, record_layer
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE, Batch, InputSite, Workspace, record_layer
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
 from loop_singular_bit.measure.default_text import default_text
+from loop_singular_bit.models.spec import LINEAR_ROLES
 
 Tokens = npt.NDArray[np.int64]
+ROLE_OF_SITE = {site: role for role, site in SITE_OF_ROLE.items()}
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ def test_statistics_are_second_moments(
         assert isinstance(found, LayerStatistics)
         for site, parts in expected.items():
             X = np.concatenate(parts)  # type: ignore[call-overload]
-            H = found.hessians[site]
+            H = found.hessians[ROLE_OF_SITE[site]]
             np.testing.assert_array_equal(H, H.T)
             np.testing.assert_allclose(H, X.T @ X / len(X), rtol=1e-4, atol=1e-5)
 
@@ -125,7 +129,33 @@ def test_widths_that_are_no_multiple_of_the_kernel(tmp_path: Path) -> None:
     assert isinstance(first, LayerStatistics)
     for site, parts in direct_moments(network, tokens)[0].items():
         X = np.concatenate(parts)  # type: ignore[call-overload]
-        np.testing.assert_allclose(first.hessians[site], X.T @ X / len(X), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            first.hessians[ROLE_OF_SITE[site]], X.T @ X / len(X), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_tokens_count_by_their_weights(network: OriginalNetwork) -> None:
+    tokens, rng = random_tokens(3, 20), np.random.default_rng(1)
+    nothing = Importance(np.zeros(60, np.float32), np.zeros(64, np.float32))
+    layers = tuple(
+        {
+            role: replace(nothing, weights=rng.random(60).astype(np.float32) ** 4)
+            for role in LINEAR_ROLES
+        }
+        for _ in range(2)
+    )
+    found = list(statistics(network, tokens, Guidance(layers, nothing, nothing.weights)))
+    for layer, expected in zip(found, direct_moments(network, tokens), strict=False):
+        assert isinstance(layer, LayerStatistics)
+        for role in LINEAR_ROLES:
+            X = np.concatenate(expected[SITE_OF_ROLE[role]])  # type: ignore[call-overload]
+            weight = layers[layer.index][role].weights
+            direct = (X * weight[:, None]).T @ X / weight.sum()
+            np.testing.assert_allclose(layer.hessians[role], direct, rtol=1e-3, atol=1e-5)
+    # A head no token counts for has the plain moments.
+    plain = list(statistics(network, tokens))[-1]
+    assert isinstance(plain, HeadStatistics) and isinstance(found[-1], HeadStatistics)
+    np.testing.assert_array_equal(found[-1].hessian, plain.hessian)  # type: ignore[arg-type]
 
 
 def test_statistics_do_not_depend_on_threads(network: OriginalNetwork) -> None:
@@ -135,8 +165,8 @@ def test_statistics_do_not_depend_on_threads(network: OriginalNetwork) -> None:
         found.append(list(statistics(network, tokens)))
     for one, two in zip(*found, strict=True):
         if isinstance(one, LayerStatistics) and isinstance(two, LayerStatistics):
-            for site in InputSite:
-                np.testing.assert_array_equal(one.hessians[site], two.hessians[site])
+            for role in LINEAR_ROLES:
+                np.testing.assert_array_equal(one.hessians[role], two.hessians[role])
         elif isinstance(one, HeadStatistics) and isinstance(two, HeadStatistics):
             assert one.hessian is not None and two.hessian is not None
             np.testing.assert_array_equal(one.hessian, two.hessian)

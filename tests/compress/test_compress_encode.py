@@ -17,9 +17,11 @@ PLANES = Planes(PlaneOptions(3))
 OUTLIERS = Planes(PlaneOptions(3), 0.02)
 
 
-def matrix(name: str, rows: int = 64, cols: int = 64, seed: int = 0) -> Matrix:
+def matrix(
+    name: str, rows: int = 64, cols: int = 64, seed: int = 0, H: Floats | None = None
+) -> Matrix:
     values = np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
-    return Matrix(name, values, "f32")
+    return Matrix(name, values, "f32", H)
 
 
 def hessian(cols: int, seed: int = 1) -> Floats:
@@ -37,54 +39,68 @@ def proxy(W: Floats, coded: Floats, H: Floats) -> float:
 
 
 def test_matrices_of_an_input_share_its_rotation() -> None:
-    group = [matrix("q"), matrix("k", 32, seed=2)]
-    found = encode_input("in", group, {"q": PLANES, "k": PLANES}, hessian(64), 0)
+    group = [matrix("q", H=hessian(64)), matrix("k", 32, seed=2, H=hessian(64, 3))]
+    found = encode_input("in", group, {"q": PLANES, "k": PLANES}, 0)
     assert list(found.weights) == list(found.reports) == ["q", "k"]
     for weight in found.weights.values():
         assert isinstance(weight, PlanesWeight) and weight.transform is found.transform
 
 
+def test_each_matrix_has_the_feedback_of_its_own_statistics() -> None:
+    """Swapped, the statistics of two matrices of one input leave more of the loss they describe."""
+    first, second = hessian(64), hessian(64, 3)
+    codecs: dict[str, Codec] = {"q": PLANES, "k": PLANES}
+    own = [matrix("q", 128, H=first), matrix("k", 128, seed=2, H=second)]
+    swapped = [matrix("q", 128, H=second), matrix("k", 128, seed=2, H=first)]
+    good, bad = (encode_input("in", group, codecs, 0).weights for group in (own, swapped))
+    for given in own:
+        assert given.H is not None
+        losses = [proxy(given.data, found[given.name].dense(), given.H) for found in (good, bad)]
+        assert losses[0] < 0.5 * losses[1]
+
+
 def test_baselines_need_no_rotation() -> None:
     codecs: dict[str, Codec] = {"q": Int8(), "k": Raw16()}
-    found = encode_input("in", [matrix("q"), matrix("k")], codecs, None, 0)
+    found = encode_input("in", [matrix("q"), matrix("k")], codecs, 0)
     assert found.transform is None
     assert found.absolute_errors["k"] == 0 < found.absolute_errors["q"]
 
 
 def test_mixed_codecs_rotate_for_those_that_need_it() -> None:
     codecs: dict[str, Codec] = {"q": PLANES, "k": Raw16()}
-    found = encode_input("in", [matrix("q"), matrix("k")], codecs, hessian(64), 0)
+    found = encode_input("in", [matrix("q", H=hessian(64)), matrix("k")], codecs, 0)
     assert found.transform is not None
     assert isinstance(found.weights["k"], DenseWeight)
 
 
 @pytest.mark.parametrize("codec", [PLANES, OUTLIERS, Int8()], ids=lambda c: c.name)
 def test_the_absolute_error_is_of_the_original_basis(codec: Codec) -> None:
-    given = matrix("q")
-    found = encode_input("in", [given], {"q": codec}, hessian(64), 0)
+    given = matrix("q", H=hessian(64))
+    found = encode_input("in", [given], {"q": codec}, 0)
     expected = np.abs(found.weights["q"].dense().astype(np.float64) - given.data).sum()
     assert found.absolute_errors["q"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_statistics_lower_the_loss_they_describe() -> None:
-    given, H = matrix("q", 128), hessian(64)
+    H = hessian(64)
+    given, blind = matrix("q", 128, H=H), matrix("q", 128)
     codecs: dict[str, Codec] = {"q": PLANES}
-    with_feedback = encode_input("in", [given], codecs, H, 0).weights["q"].dense()
-    without = encode_input("in", [given], codecs, None, 0).weights["q"].dense()
+    with_feedback = encode_input("in", [given], codecs, 0).weights["q"].dense()
+    without = encode_input("in", [blind], codecs, 0).weights["q"].dense()
     W = from_pattern(given.data, "f32")
     assert proxy(W, with_feedback, H) < 0.5 * proxy(W, without, H)
 
 
 def test_statistics_of_nothing_are_no_statistics() -> None:
     """Inputs that were never seen, as of an expert that no token chose."""
-    given = matrix("q")
-    found = encode_input("in", [given], {"q": PLANES}, np.zeros((64, 64), np.float32), 0)
+    given = matrix("q", H=np.zeros((64, 64), np.float32))
+    found = encode_input("in", [given], {"q": PLANES}, 0)
     assert found.reports["q"].relative_error < 0.04
 
 
 def test_a_matrix_of_zeros_stays_zero() -> None:
-    given = Matrix("q", np.zeros((32, 64), np.float32), "f32")
-    found = encode_input("in", [given], {"q": PLANES}, hessian(64), 0)
+    given = Matrix("q", np.zeros((32, 64), np.float32), "f32", hessian(64))
+    found = encode_input("in", [given], {"q": PLANES}, 0)
     np.testing.assert_array_equal(found.weights["q"].dense(), 0)
     assert found.absolute_errors["q"] == 0
 

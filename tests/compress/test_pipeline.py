@@ -17,9 +17,11 @@ from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight
 from loop_singular_bit.compress.allocate import CodecOptions, record_plans
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.pipeline import (
+    Calibration,
     CalibrationOptions,
     Written,
     calibration_tokens,
+    make_calibration,
     make_plan,
     new_directory,
     silent,
@@ -56,11 +58,15 @@ NAMES = ("llama f16", "qwen2 bf16", "mistral f32", "gguf", "odd widths")
 def write(source: Source, options: CodecOptions, folder: Path, seed: int = 0) -> Written:
     folder.mkdir(exist_ok=True)
     found = make_plan(source, options, Budgets(), seed)
-    tokens = None
+    calibration = None
     if options.codec == "planes":
-        network = OriginalNetwork(source, 2)
-        tokens = calibration_tokens(source, network, CalibrationOptions(512, TEXT), silent)
-    return write_artefacts(source, [(found, folder)], tokens, seed)[0]
+        calibration = calibrated(source, folder)
+    return write_artefacts(source, [(found, folder)], calibration, seed)[0]
+
+
+def calibrated(source: Source, folder: Path) -> Calibration:
+    network = OriginalNetwork(source, 2)
+    return make_calibration(source, network, CalibrationOptions(512, TEXT), folder, silent)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -157,13 +163,11 @@ def test_two_plans_share_a_pass_and_are_what_each_is_alone(
 ) -> None:
     source = sources["gguf"]
     options = (CodecOptions(planes=2), CodecOptions("int8"))
-    network = OriginalNetwork(source, 2)
-    tokens = calibration_tokens(source, network, CalibrationOptions(512, TEXT), silent)
     plans = []
     for index, each in enumerate(options):
         (tmp_path / f"both{index}").mkdir()
         plans.append((make_plan(source, each, Budgets()), tmp_path / f"both{index}"))
-    write_artefacts(source, plans, tokens, 0)
+    write_artefacts(source, plans, calibrated(source, tmp_path), 0)
     for index, each in enumerate(options):
         write(source, each, tmp_path / f"alone{index}")
         assert files(tmp_path / f"both{index}") == files(tmp_path / f"alone{index}")

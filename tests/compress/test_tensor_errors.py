@@ -62,13 +62,13 @@ def test_errors_are_those_of_the_definition(
     ) as (original, _):  # fmt: skip
         layer = next(iter(statistics(original, TOKENS)))
         assert not isinstance(layer, HeadStatistics)
-        H = {site.value: h.astype(np.float64) for site, h in layer.hessians.items()}
-        for role, site in (("q", "attn_in"), ("o", "o_in"), ("up", "mlp_in"), ("down", "down_in")):
+        H = {role.value: h.astype(np.float64) for role, h in layer.hessians.items()}
+        for role in ("q", "o", "up", "down"):
             W = getattr(layer.weights, role).dense().astype(np.float64)
             E = W - network.matrix(f"layers.0.{role}").dense()
             tensor = found[f"layers.0.{role}"]
             assert tensor.relative_error == pytest.approx((E**2).sum() / (W**2).sum(), rel=1e-4)
-            expected = np.trace(E @ H[site] @ E.T) / np.trace(W @ H[site] @ W.T)
+            expected = np.trace(E @ H[role] @ E.T) / np.trace(W @ H[role] @ W.T)
             assert tensor.proxy_loss == pytest.approx(expected, rel=1e-3)
 
 

@@ -10,7 +10,7 @@ from tiny import write_tiny_model
 
 from loop_singular_bit.budget import Budgets
 from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.pipeline import make_plan, write_artefacts
+from loop_singular_bit.compress.pipeline import Calibration, make_plan, write_artefacts
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.container import ContainerReader
 from loop_singular_bit.engine import stream
@@ -44,7 +44,7 @@ def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     plan = make_plan(source, CODECS[request.param], Budgets())
     (folder / "a").mkdir()
     tokens = np.random.default_rng(0).integers(4, 512, (2, 64))
-    write_artefacts(source, [(plan, folder / "a")], tokens, 0)
+    write_artefacts(source, [(plan, folder / "a")], Calibration(tokens), 0)
     return folder / "a"
 
 

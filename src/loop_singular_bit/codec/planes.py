@@ -18,6 +18,9 @@ from loop_singular_bit.codec.weights import PlanesWeight
 
 Floats = npt.NDArray[np.float32]
 
+# Mean squared error of a unit Gaussian after 0, 1, 2, ... planes at L = 7: to 6 planes as measured
+# (benches/results/table_distortion.json).
+DISTORTION = (1.0, 0.283, 0.0806, 0.0232, 0.00685, 0.00209, 0.0007, 0.00025, 0.0001)
 BLOCK_MAX = 64
 PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
 CHUNK_ROWS = 2048  # rows encoded at a time, whole extents: bounds the memory of a large embedding

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.codecs import (
@@ -16,12 +17,12 @@ from loop_singular_bit.codec.codecs import (
     Uniform1,
 )
 from loop_singular_bit.codec.outliers import SKIP
-from loop_singular_bit.codec.planes import PlaneOptions
+from loop_singular_bit.codec.planes import DISTORTION, PlaneOptions
 from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
-from loop_singular_bit.engine.sweep import InputSite
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE
 from loop_singular_bit.errors import BudgetError, UsageError
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
@@ -36,11 +37,6 @@ PLANES_DEFAULT = 4
 PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
 
-SITE_OF_ROLE = {
-    Role.Q: InputSite.ATTENTION, Role.K: InputSite.ATTENTION, Role.V: InputSite.ATTENTION,
-    Role.O: InputSite.OUTPUT, Role.GATE: InputSite.MLP, Role.UP: InputSite.MLP,
-    Role.DOWN: InputSite.DOWN,
-}  # fmt: skip
 # Who gets one more plane first when a budget leaves room: small and sensitive before large.
 PRIORITY = (Role.V, Role.K, Role.O, Role.DOWN, Role.Q, Role.UP, Role.GATE)
 BASELINES: Mapping[str, Codec] = {
@@ -109,11 +105,14 @@ def plan(
     options: CodecOptions,
     storage_bytes: int | None,
     seed: int = 0,
+    sensitivity: Mapping[str, float] | None = None,
 ) -> Plan:
     """The best plan within `storage_bytes`; without a limit, the fixed or default planes.
 
-    dtypes: stored type of every tensor. Raises BudgetError with the least feasible size.
-    A plan fits when its `size_bytes_max` does, so that the written file holds the limit too.
+    dtypes: stored type of every tensor. sensitivity: nats that each matrix costs at a relative
+    error of 1 (compress/sensitivity.py); without it, planes are even but for a fixed priority.
+    Raises BudgetError with the least feasible size. A plan fits when its `size_bytes_max` does, so
+    that the written file holds the limit too.
     """
 
     def sized(codecs: Mapping[str, Codec]) -> Plan:
@@ -130,12 +129,80 @@ def plan(
         return found
     best = sized(_uniform(spec, options, 1))
     _require(best, storage_bytes, spec)
+    if sensitivity is not None:
+        return _spend(spec, sized, _one_plane(best.codecs), storage_bytes, sensitivity)
     for planes in range(2, PLANES_MOST + 1):
         candidate = sized(_uniform(spec, options, planes))
         if candidate.size_bytes_max > storage_bytes:
             return _promote(spec, sized, best, storage_bytes)
         best = candidate
     return best
+
+
+def _one_plane(codecs: Mapping[str, Codec]) -> dict[str, Codec]:
+    """Every matrix that has planes with one."""
+    return {
+        name: replace(codec, options=replace(codec.options, planes=1))
+        if isinstance(codec, Planes)
+        else codec
+        for name, codec in codecs.items()
+    }
+
+
+def _spend(
+    spec: ModelSpec,
+    sized: Callable[[Mapping[str, Codec]], Plan],
+    least: Mapping[str, Codec],
+    storage_bytes: int,
+    sensitivity: Mapping[str, float],
+) -> Plan:
+    """Planes where their bytes save most, within the budget."""
+    left = storage_bytes - sized(least).size_bytes_max
+    while True:
+        found = sized(_spent(spec, least, left, sensitivity))
+        if found.size_bytes_max <= storage_bytes:
+            return found
+        left -= found.size_bytes_max - storage_bytes  # extents are aligned, and the index grew
+
+
+def _spent(
+    spec: ModelSpec, least: Mapping[str, Codec], nbytes: int, sensitivity: Mapping[str, float]
+) -> dict[str, Codec]:
+    """One plane after the other to the matrix where a byte saves most: all but the last few are
+    placed best, as every further plane of a matrix saves less than the one before."""
+    codecs, tensors = dict(least), {t.name: t for t in all_tensors(spec)}
+    waiting = [
+        _offer(tensors[name], codec, sensitivity[name])
+        for name, codec in codecs.items()
+        if isinstance(codec, Planes)
+    ]
+    heapify(waiting)
+    while waiting:
+        offer = heappop(waiting)
+        if offer.nbytes > nbytes:
+            continue
+        name, codecs[offer.name], nbytes = offer.name, offer.codec, nbytes - offer.nbytes
+        if offer.codec.options.planes < PLANES_MOST:
+            heappush(waiting, _offer(tensors[name], offer.codec, sensitivity[name]))
+    return codecs
+
+
+@dataclass(frozen=True, order=True)
+class _Offer:
+    """One more plane for a matrix. saving: nats a byte, negative so that the best is the least."""
+
+    saving: float
+    name: str
+    nbytes: int
+    codec: Planes = field(compare=False)
+
+
+def _offer(tensor: TensorSpec, codec: Planes, sensitivity: float) -> _Offer:
+    planes, (rows, cols) = codec.options.planes, tensor.shape
+    more = replace(codec, options=replace(codec.options, planes=planes + 1))
+    before, after = (sum(c.extent_bytes(rows, cols, "f16").values()) for c in (codec, more))
+    saved = sensitivity * (DISTORTION[planes] - DISTORTION[planes + 1])
+    return _Offer(-saved / (after - before), tensor.name, after - before, more)
 
 
 def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:

@@ -1,22 +1,27 @@
 """What enters every matrix: second moments over calibration tokens, layer by layer, without torch.
 
+With guidance, a token counts for a matrix as much as the loss at the end cares about the matrix's
+output there (compress/guidance.py).
+
 The tokens pass through the original weights one layer at a time; only their hidden states
 (4 x hidden bytes a token) and one layer with its statistics are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
+from loop_singular_bit.compress.guidance import Guidance, Importance
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import rotary_table
 from loop_singular_bit.engine.sweep import (
+    SITE_OF_ROLE,
     Batch,
     Head,
     InputSite,
@@ -24,7 +29,7 @@ from loop_singular_bit.engine.sweep import (
     Workspace,
     record_layer,
 )
-from loop_singular_bit.models.spec import ModelSpec
+from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, Role
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]  # [sequences, length]
@@ -34,11 +39,12 @@ ROWS_MAX = 1024  # rows of one sweep while calibrating
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One layer and H = E[x x^T] float32 [cols, cols] of each of its inputs."""
+    """One layer and H = E[x x^T] float32 [cols, cols] of what enters each matrix; matrices that
+    share an input and its weights share one array."""
 
     index: int
     weights: LayerWeights
-    hessians: dict[InputSite, Floats]
+    hessians: Mapping[Role, Floats]
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,55 @@ class HeadStatistics:
 
 
 class _Gram:
-    """Running X^T X of rows [T, cols]."""
+    """Running mean of w x x^T over rows [T, cols], w of mean 1 over all rows."""
 
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, weights: Floats | None) -> None:
         padded = -(-cols // 32) * 32
         self.cols = cols
         self._sum = np.zeros((padded, padded), np.float32)
         self._rows = 0
+        self._root = None if weights is None else _relative_root(weights)
 
-    def add(self, x: Floats) -> None:
+    def add(self, x: Floats, rows: slice) -> None:
+        """rows: which of all rows these are."""
+        if self._root is not None:
+            x = x * self._root[rows, None]
         _native.gram(np.ascontiguousarray(x), self._sum)
         self._rows += len(x)
 
     def mean(self) -> Floats:
-        """E[x x^T], symmetric."""
+        """Symmetric [cols, cols]."""
         upper = np.triu(self._sum[: self.cols, : self.cols]) / np.float32(max(self._rows, 1))
         return upper + np.triu(upper, 1).T
+
+
+def _relative_root(weights: Floats) -> Floats | None:
+    """sqrt(w / mean w); None where no token counts."""
+    mean = weights.mean(dtype=np.float64)
+    return np.asarray(np.sqrt(weights / mean), np.float32) if mean > 0 else None
+
+
+class _LayerGrams:
+    """A Gram for each matrix where tokens have weights, else one for each input."""
+
+    def __init__(self, spec: ModelSpec, matrices: Mapping[Role, Importance] | None) -> None:
+        self._grams: dict[InputSite, dict[Role, _Gram]] = {site: {} for site in InputSite}
+        self._stands_for: dict[Role, _Gram] = {}
+        for role in LINEAR_ROLES:
+            site = SITE_OF_ROLE[role]
+            found = self._grams[site]
+            if matrices is not None or not found:
+                weights = matrices[role].weights if matrices else None
+                found[role] = _Gram(_width(spec, site), weights)
+            self._stands_for[role] = list(found.values())[-1]
+
+    def add(self, site: InputSite, x: Floats, rows: slice) -> None:
+        for gram in self._grams[site].values():
+            gram.add(x, rows)
+
+    def means(self) -> dict[Role, Floats]:
+        found = {id(gram): gram.mean() for gram in self._stands_for.values()}
+        return {role: found[id(gram)] for role, gram in self._stands_for.items()}
 
 
 def sample_sequences(
@@ -119,7 +158,9 @@ def _chunks(tokens: Tokens) -> Iterator[tuple[slice, Batch]]:
         yield rows, Batch(part.reshape(-1).copy(), slots, positions)
 
 
-def statistics(network: Network, tokens: Tokens) -> Iterator[LayerStatistics | HeadStatistics]:
+def statistics(
+    network: Network, tokens: Tokens, guidance: Guidance | None = None
+) -> Iterator[LayerStatistics | HeadStatistics]:
     """Statistics of every layer in order, then of the head. tokens [sequences, length]."""
     spec, (sequences, length) = network.spec, tokens.shape
     rows_max = max(1, ROWS_MAX // length) * length
@@ -131,20 +172,20 @@ def statistics(network: Network, tokens: Tokens) -> Iterator[LayerStatistics | H
         x[rows] = network.embedding.read_rows(batch.ids)
     for index in range(spec.layers):
         layer = network.layer(index)
-        grams = {site: _Gram(_width(spec, site)) for site in InputSite}
+        grams = _LayerGrams(spec, guidance.layers[index] if guidance else None)
         program = record_layer(spec, layer, cache.layers[0], rotary, work)
         for rows, batch in _chunks(tokens):
             hidden = work.x[: len(batch.ids)]
             hidden[:] = x[rows]
             for site, inputs in program.run_by_site(batch):
-                grams[site].add(inputs)
+                grams.add(site, inputs, rows)
             x[rows] = hidden
-        yield LayerStatistics(index, layer, {site: gram.mean() for site, gram in grams.items()})
-    gram = _Gram(spec.hidden)
+        yield LayerStatistics(index, layer, grams.means())
+    gram = _Gram(spec.hidden, guidance.head.weights if guidance else None)
     for rows, _batch in _chunks(tokens):
         normed = work.normed[: rows.stop - rows.start]
         _native.rms_norm(np.ascontiguousarray(x[rows]), network.final_norm, spec.norm_eps, normed)
-        gram.add(normed)
+        gram.add(normed, rows)
     yield HeadStatistics(gram.mean())
 
 

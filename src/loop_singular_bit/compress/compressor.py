@@ -22,7 +22,7 @@ from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
     Progress,
     Written,
-    calibration_tokens,
+    make_calibration,
     make_plan,
     new_directory,
     silent,
@@ -146,12 +146,18 @@ class LoopCompressor:
         directory = Path(output_dir) if output_dir else default_directory(str(model), source)
         _refuse_inside(directory, source.path)
         with new_directory(directory) as partial:
-            tokens = None
+            calibration = None
             if self._options.codec == "planes":
                 network = OriginalNetwork(source, resident_layers(source))
-                tokens = calibration_tokens(source, network, self.calibration, self.progress)
+                calibration = make_calibration(
+                    source, network, self.calibration, partial, self.progress
+                )
+                plan = make_plan(
+                    source, self._options, self.budgets, self.calibration.seed,
+                    calibration.sensitivity,
+                )  # fmt: skip
             written = write_artefacts(
-                source, [(plan, partial)], tokens, self.calibration.seed, self.progress
+                source, [(plan, partial)], calibration, self.calibration.seed, self.progress
             )
             quality = evaluate_written(source, written, evaluated, self.progress)
             figures = _probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))

@@ -25,18 +25,22 @@ DAMPING = 0.01
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix as stored: patterns or float32 [rows, cols], "f16" | "bf16" | "f32"."""
+    """A matrix as stored: patterns or float32 [rows, cols], "f16" | "bf16" | "f32".
+
+    H  [cols, cols] of its inputs, in the original basis, where known
+    """
 
     name: str
     data: Stored
     dtype: str
+    H: Floats | None = None
 
 
-def original_matrix(name: str, weight: Weight) -> Matrix:
+def original_matrix(name: str, weight: Weight, H: Floats | None = None) -> Matrix:
     """A matrix of the original network, as it was stored."""
     if not isinstance(weight, DenseWeight):
         raise TypeError(f"{name} is not a matrix of an original")
-    return Matrix(name, weight.data, weight.kind.name.lower())  # type: ignore[arg-type]
+    return Matrix(name, weight.data, weight.kind.name.lower(), H)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -53,34 +57,38 @@ class EncodedInput:
     absolute_errors: dict[str, float]
 
 
-# Statistics of an input by (name, seed, block, outlier ratios), for artefacts made side by side.
-SharedStatistics = dict[tuple[str, int, int, tuple[float, ...]], InputStatistics]
+# By (name of the input, seed, block, outlier ratios): the statistics of its matrices by name, kept
+# for artefacts made side by side.
+SharedStatistics = dict[
+    tuple[str, int, int, tuple[float, ...]], tuple[InputTransform, dict[str, InputStatistics]]
+]
 
 
 def encode_input(
     name: str,
     matrices: list[Matrix],
     codecs: Mapping[str, Codec],
-    H: Floats | None,
     seed: int,
     shared: SharedStatistics | None = None,
 ) -> EncodedInput:
-    """Encodes all matrices that read the input `name`; H [cols, cols] in the original basis.
+    """Encodes all matrices that read the input `name`.
 
     shared: statistics found there are used again, and new ones are left there.
     """
     rotated = [(m, c) for m in matrices if isinstance(c := codecs[m.name], Planes)]
-    statistics = _input_statistics(name, rotated, H, seed, shared) if rotated else None
+    transform: InputTransform | None = None
+    statistics: dict[str, InputStatistics] = {}
+    if rotated:
+        transform, statistics = _input_statistics(name, rotated, seed, shared)
     weights: dict[str, Weight] = {}
     reports: dict[str, EncodeReport] = {}
     errors: dict[str, float] = {}
     for matrix in matrices:
         weight, reports[matrix.name] = codecs[matrix.name].encode(
-            matrix.data, matrix.dtype, statistics
+            matrix.data, matrix.dtype, statistics.get(matrix.name)
         )
         weights[matrix.name] = weight
         errors[matrix.name] = _absolute_error(weight, matrix)
-    transform = statistics.transform if statistics else None
     return EncodedInput(name, transform, weights, reports, errors)
 
 
@@ -98,22 +106,30 @@ def _absolute_error(weight: Weight, matrix: Matrix) -> float:
 def _input_statistics(
     name: str,
     matrices: list[tuple[Matrix, Planes]],
-    H: Floats | None,
     seed: int,
     shared: SharedStatistics | None,
-) -> InputStatistics:
+) -> tuple[InputTransform, dict[str, InputStatistics]]:
+    """The transform of an input, and the statistics of each of its matrices in that basis."""
     block = min(codec.options.block for _, codec in matrices)
     key = name, seed, block, tuple(codec.outlier_ratio for _, codec in matrices)
     if shared is not None and key in shared:
         return shared[key]
     transform = InputTransform(channel_scale(matrices), input_seed(name, seed))
-    found = InputStatistics(transform)
-    if H is not None:
-        rotated = damped(transform.hessian(H), DAMPING)
-        found = InputStatistics(transform, rotated, feedback_panels(rotated, block))
+    of_array: dict[int, InputStatistics] = {}
+    for matrix, _ in matrices:
+        if id(matrix.H) not in of_array:  # matrices may share one H
+            of_array[id(matrix.H)] = _factored(transform, matrix.H, block)
+    found = transform, {matrix.name: of_array[id(matrix.H)] for matrix, _ in matrices}
     if shared is not None:
         shared[key] = found
     return found
+
+
+def _factored(transform: InputTransform, H: Floats | None, block: int) -> InputStatistics:
+    if H is None:
+        return InputStatistics(transform)
+    rotated = damped(transform.hessian(H), DAMPING)
+    return InputStatistics(transform, rotated, feedback_panels(rotated, block))
 
 
 def channel_scale(matrices: list[tuple[Matrix, Planes]]) -> Floats:

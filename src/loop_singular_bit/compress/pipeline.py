@@ -23,7 +23,6 @@ from loop_singular_bit.codec.records import Payload, pack_transform, pack_vector
 from loop_singular_bit.codec.weights import Weight
 from loop_singular_bit.compress import allocate, calibrate
 from loop_singular_bit.compress.allocate import (
-    SITE_OF_ROLE,
     CodecOptions,
     Plan,
     file_tensors,
@@ -36,11 +35,14 @@ from loop_singular_bit.compress.encode import (
     encode_input,
     original_matrix,
 )
+from loop_singular_bit.compress.guidance import Guidance, guidance
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.sensitivity import sensitivities
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container.writer import ContainerWriter
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
-from loop_singular_bit.engine.sweep import InputSite
+from loop_singular_bit.engine.network import Network
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE, InputSite
 from loop_singular_bit.errors import (
     ConfigError,
     InputRefusedError,
@@ -50,13 +52,14 @@ from loop_singular_bit.errors import (
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
     ModelSpec,
+    Role,
     TensorSpec,
     all_tensors,
     layer_tensors,
 )
 
 Floats = npt.NDArray[np.float32]
-# (stage, done, total); stages: "fetch", "sample", "layer", "evaluate"
+# (stage, done, total); stages: "fetch", "sample", "guide", "layer", "evaluate"
 Progress = Callable[[str, int, int], None]
 
 SEQUENCE_TOKENS = 256
@@ -69,11 +72,15 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """tokens in all; text None: sampled from the model itself; seed: of signs and sampling."""
+    """tokens in all; text None: sampled from the model itself; seed: of signs and sampling.
+
+    guided  tokens count as much as the loss cares (compress/guidance.py)
+    """
 
     tokens: int = 16384
     text: str | None = None
     seed: int = 0
+    guided: bool = True
 
     def __post_init__(self) -> None:
         if self.tokens < SEQUENCE_TOKENS:
@@ -103,11 +110,51 @@ class Written:
         return sum(self.absolute_errors.values()) / total
 
 
-def make_plan(source: Source, options: CodecOptions, budgets: Budgets, seed: int = 0) -> Plan:
-    """The plan for a source and its exact size. Raises BudgetError when storage cannot hold it."""
+def make_plan(
+    source: Source,
+    options: CodecOptions,
+    budgets: Budgets,
+    seed: int = 0,
+    sensitivity: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan for a source and its exact size; sensitivity: as in `Calibration`, None before it is
+    known. Raises BudgetError when storage cannot hold it."""
     dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
     companions = sum(len(data) for data in source.companion_files().values())
-    return allocate.plan(source.spec, dtypes, companions, options, budgets.storage_bytes, seed)
+    return allocate.plan(
+        source.spec, dtypes, companions, options, budgets.storage_bytes, seed, sensitivity
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Tokens [sequences, length], what each of them counts, and what each matrix costs
+    (compress/sensitivity.py); the last two None where nothing guides."""
+
+    tokens: Tokens
+    guidance: Guidance | None = None
+    sensitivity: Mapping[str, float] | None = None
+
+    def statistics(self, network: Network) -> Iterator[LayerStatistics | HeadStatistics]:
+        """Of every layer in order, then of the head."""
+        return calibrate.statistics(network, self.tokens, self.guidance)
+
+
+def make_calibration(
+    source: Source,
+    network: OriginalNetwork,
+    options: CalibrationOptions,
+    folder: Path,
+    progress: Progress,
+) -> Calibration:
+    """Tokens sampled or read, and guided if asked for; `folder` holds hidden states meanwhile."""
+    tokens = calibration_tokens(source, network, options, progress)
+    if not options.guided:
+        return Calibration(tokens)
+    found = guidance(
+        network, tokens, options.seed, folder, lambda done, total: progress("guide", done, total)
+    )
+    return Calibration(tokens, found, sensitivities(network, found))
 
 
 def calibration_tokens(
@@ -178,14 +225,14 @@ def new_directory(path: Path) -> Iterator[Path]:
 def write_artefacts(
     source: Source,
     plans: Sequence[tuple[Plan, Path]],
-    tokens: Tokens | None,
+    calibration: Calibration | None,
     seed: int,
     progress: Progress = silent,
 ) -> list[Written]:
     """Encodes every tensor and writes weights and companion files, for each (plan, directory).
 
-    All plans share one pass over the calibration tokens. tokens None: no calibration (enough for
-    the baselines, which use no statistics).
+    All plans share one pass over the calibration tokens. calibration None is enough for the
+    baselines, which use no statistics.
     """
     network = OriginalNetwork(source, resident_layers(source))
     results = [Written(plan, directory) for plan, directory in plans]
@@ -197,7 +244,7 @@ def write_artefacts(
             job.write_embedding()
         # Kept only for several artefacts at once: one alone frees each factor when it is used.
         shared: SharedStatistics | None = {} if len(jobs) > 1 else None
-        stream = calibrate.statistics(network, tokens) if tokens is not None else _plain(network)
+        stream = _plain(network) if calibration is None else calibration.statistics(network)
         for found in stream:
             for job in jobs:
                 job.write(found, shared)
@@ -267,18 +314,20 @@ class _Job:
         if not self.source.spec.tied_head:
             self.writer.begin_run()
             embedding = file_tensors(self.source.spec)[0]
-            self._matrices({embedding: self.network.embedding}, None, None)
+            self._matrices({embedding: self.network.embedding}, {}, None)
 
     def _matrices(
         self,
         originals: Mapping[TensorSpec, Weight],
-        H: Floats | None,
+        hessians: Mapping[Role, Floats],
         shared: SharedStatistics | None,
     ) -> None:
         """Matrices that share an input."""
-        matrices = [original_matrix(t.name, weight) for t, weight in originals.items()]
+        matrices = [
+            original_matrix(t.name, weight, hessians.get(t.role)) for t, weight in originals.items()
+        ]
         name = input_name(next(iter(originals)))
-        self._encoded(encode_input(name, matrices, self.codecs, H, self.seed, shared))
+        self._encoded(encode_input(name, matrices, self.codecs, self.seed, shared))
 
     def _write_layer(self, found: LayerStatistics, shared: SharedStatistics | None) -> None:
         """One layer in sweep order."""
@@ -298,11 +347,12 @@ class _Job:
                 for t in tensors
                 if SITE_OF_ROLE.get(t.role) is site
             }
-            self._matrices(group, found.hessians.get(site), shared)
+            self._matrices(group, found.hessians, shared)
 
     def _write_top(self, found: HeadStatistics, shared: SharedStatistics | None) -> None:
         """Final norm, and the head."""
         self.writer.begin_run()
         norm, head = file_tensors(self.source.spec)[-2:]
         self._vector(norm)
-        self._matrices({head: self.network.head}, found.hessian, shared)
+        known = {} if found.hessian is None else {head.role: found.hessian}
+        self._matrices({head: self.network.head}, known, shared)

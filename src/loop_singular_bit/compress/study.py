@@ -22,7 +22,7 @@ from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
     Progress,
-    calibration_tokens,
+    make_calibration,
     make_plan,
     new_directory,
     write_artefacts,
@@ -59,8 +59,8 @@ def compress_variants(
             )
             for options, directory in variants
         ]
-        tokens = calibration_tokens(source, network, calibration, progress)
-        written = write_artefacts(source, plans, tokens, calibration.seed, progress)
+        found = make_calibration(source, network, calibration, plans[0][1], progress)
+        written = write_artefacts(source, plans, found, calibration.seed, progress)
         qualities = evaluate_written(source, written, windows, progress)
         results = []
         for (options, directory), made, quality in zip(variants, written, qualities, strict=True):

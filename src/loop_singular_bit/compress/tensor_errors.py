@@ -11,7 +11,6 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.codec.planes import CHUNK_ROWS, PROXY_ROWS
 from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight, Weight
-from loop_singular_bit.compress.allocate import SITE_OF_ROLE
 from loop_singular_bit.compress.calibrate import HeadStatistics, Tokens, statistics
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.engine.artefact import ArtefactNetwork
@@ -59,7 +58,7 @@ def compared_tensors(
             if len(tensor.shape) == 1:
                 yield _vector(tensor, network.vector(tensor.name), theirs)
             else:
-                H = found.hessians[SITE_OF_ROLE[tensor.role]]
+                H = found.hessians[tensor.role]
                 yield _compared(tensor, network.matrix(tensor.name), theirs, H)
 
 

@@ -14,7 +14,7 @@ from loop_singular_bit.codec.weights import InputRows, multiply
 from loop_singular_bit.engine.kv import KVCache, LayerCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import RotaryTable
-from loop_singular_bit.models.spec import ModelSpec
+from loop_singular_bit.models.spec import ModelSpec, Role
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,6 +38,13 @@ class InputSite(Enum):
     OUTPUT = "o_in"
     MLP = "mlp_in"  # gate, up
     DOWN = "down_in"
+
+
+SITE_OF_ROLE = {
+    Role.Q: InputSite.ATTENTION, Role.K: InputSite.ATTENTION, Role.V: InputSite.ATTENTION,
+    Role.O: InputSite.OUTPUT, Role.GATE: InputSite.MLP, Role.UP: InputSite.MLP,
+    Role.DOWN: InputSite.DOWN,
+}  # fmt: skip
 
 
 class Workspace:

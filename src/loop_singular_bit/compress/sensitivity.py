@@ -1,0 +1,76 @@
+"""What each matrix is predicted to cost in divergence, before anything is encoded.
+
+Errors of relative size D spread evenly over the rotated, scaled weights of a matrix cost
+D / 2 sum_r p_r tr(H) nats a token to second order, with p_r the mean square of row r and H the
+guided second moments in that basis; error feedback leaves the share FEEDBACK of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit.codec.codecs import Planes
+from loop_singular_bit.codec.planes import PlaneOptions
+from loop_singular_bit.codec.weights import Weight
+from loop_singular_bit.compress.encode import channel_scale, original_matrix
+from loop_singular_bit.compress.guidance import Guidance, Importance
+from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE, InputSite
+from loop_singular_bit.models.spec import LINEAR_ROLES, Role
+
+Floats = npt.NDArray[np.float32]
+
+ROWS = 4096  # rows that are float32 at once
+# Share of a loss that error feedback leaves; medians over layers.
+FEEDBACK: Mapping[Role, float] = dict.fromkeys((*LINEAR_ROLES, Role.HEAD), 1.0)
+
+
+def sensitivities(network: OriginalNetwork, guidance: Guidance) -> dict[str, float]:
+    """Nats a token that each matrix costs if its relative error is 1, by name."""
+    found: dict[str, float] = {}
+    for index, of_layer in enumerate(guidance.layers):
+        layer = network.layer(index)
+        weights = {role: getattr(layer, role.value) for role in LINEAR_ROLES}
+        for site in InputSite:
+            group = {role: weights[role] for role in LINEAR_ROLES if SITE_OF_ROLE[role] is site}
+            scale = _scale(group)
+            for role, weight in group.items():
+                name = f"layers.{index}.{role.value}"
+                found[name] = FEEDBACK[role] * _cost(weight, scale, of_layer[role])
+    return found | _top(network, guidance)
+
+
+def _top(network: OriginalNetwork, guidance: Guidance) -> dict[str, float]:
+    """Embedding and head; one that is both costs both."""
+    head = network.head
+    scale = _scale({Role.HEAD: head})
+    as_head = FEEDBACK[Role.HEAD] * _cost(head, scale, guidance.head)
+    spec = network.spec
+    embedding = network.embedding
+    looked_up = float(guidance.embedding.mean(dtype=np.float64))
+    as_rows = 0.5 * looked_up * _power(embedding, np.ones(spec.hidden, np.float32)) / spec.vocab
+    if spec.tied_head:
+        return {"embed": as_head + as_rows}
+    return {"embed": as_rows, "head": as_head}
+
+
+def _scale(group: Mapping[Role, Weight]) -> Floats:
+    codec = Planes(PlaneOptions(1))
+    return channel_scale([(original_matrix(r.value, w), codec) for r, w in group.items()])
+
+
+def _cost(weight: Weight, scale: Floats, importance: Importance) -> float:
+    trace = float(np.dot(scale.astype(np.float64) ** 2, importance.moment.astype(np.float64)))
+    return 0.5 * _power(weight, np.float32(1) / scale) / weight.cols * trace
+
+
+def _power(weight: Weight, scale: Floats) -> float:
+    """||W diag(scale)||^2, some rows at a time."""
+    total = 0.0
+    for start in range(0, weight.rows, ROWS):
+        W = weight.dense_rows(start, min(start + ROWS, weight.rows)) * scale
+        total += float(np.einsum("rc,rc->", W, W, dtype=np.float64))
+    return total
