@@ -15,9 +15,17 @@ from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.errors import InputRefusedError
 from loop_singular_bit.measure import quality
-from loop_singular_bit.measure.quality import compare, perplexity, windows
+from loop_singular_bit.measure.quality import (
+    NetworkScorer,
+    compare,
+    compare_tokens,
+    perplexity,
+    summary,
+    windows,
+)
 from loop_singular_bit.models.spec import ModelSpec
 
+Floats = npt.NDArray[np.float32]
 IDS = [int(i) for i in np.random.default_rng(0).integers(4, 512, 400)]
 
 
@@ -77,6 +85,31 @@ def test_several_networks_are_compared_in_one_pass(original: Network, compressed
     (alone,) = compare([compressed], original, tokens)
     assert alone == lossy
     assert perplexity(compressed, tokens).perplexity == pytest.approx(lossy.perplexity, rel=1e-12)
+
+
+def test_texts_are_summed_up_apart_and_together(original: Network, compressed: Network) -> None:
+    texts = [windows(IDS, 100, 100), windows(IDS[200:], 100, 100)]
+    reference, scorer = NetworkScorer(original, 100), NetworkScorer(compressed, 100)
+    parts = [compare_tokens([scorer], reference, tokens)[0] for tokens in texts]
+    (whole,) = compare([compressed], original, np.concatenate(texts))
+    assert summary(np.concatenate(parts, axis=1)) == whole
+    assert [summary(part).tokens for part in parts] == [100, 100]
+
+
+def test_a_kept_reference_runs_once(original: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run = quality.Engine.hidden
+
+    def counted(engine: quality.Engine, ids: list[int], slot: int, position: int) -> Floats:
+        runs.append(len(ids))
+        return run(engine, ids, slot, position)
+
+    monkeypatch.setattr(quality.Engine, "hidden", counted)
+    kept, tokens = NetworkScorer(original, 100, keep=True), windows(IDS, 100, 200)
+    first, again = (compare_tokens([kept], kept, tokens)[0] for _ in range(2))
+    assert runs == [100, 100]
+    assert np.array_equal(first, again)
+    assert first[2].max() <= 1e-9
 
 
 def test_perplexity_of_a_uniform_network_is_its_vocabulary(original: Network) -> None:
@@ -142,7 +175,7 @@ def test_summary_equals_its_definition() -> None:
     rng = np.random.default_rng(0)
     nll, nll0, kl = rng.exponential(2, (3, 640))
     same = (rng.random(640) < 0.9).astype(float)
-    found = quality._summary(np.stack([nll, nll0, kl, same]))
+    found = summary(np.stack([nll, nll0, kl, same]))
     ratio = np.exp(nll.mean()) / np.exp(nll0.mean())
     blocks = (nll - nll0).reshape(10, 64).mean(axis=1)
     stderr = np.sqrt(((blocks - blocks.mean()) ** 2).sum() / 9 / 10)

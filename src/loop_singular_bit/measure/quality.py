@@ -6,8 +6,9 @@ carry the correlation between neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from loop_singular_bit.errors import InputRefusedError
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Tokens = npt.NDArray[np.int64]
 
 BLOCK_TOKENS = 64
 LOGIT_ROWS = 64  # rows whose distributions are in memory at once
@@ -56,7 +58,7 @@ class Perplexity:
     perplexity_stderr: float
 
 
-def windows(ids: list[int], context: int, tokens: int) -> npt.NDArray[np.int64]:
+def windows(ids: list[int], context: int, tokens: int) -> Tokens:
     """[count, context + 1] consecutive windows that predict at least `tokens` tokens in all.
 
     Raises InputRefusedError when the text is too short, with both counts.
@@ -70,7 +72,7 @@ def windows(ids: list[int], context: int, tokens: int) -> npt.NDArray[np.int64]:
             f"the evaluation text has {len(ids)} tokens, {needed} are needed: lower --tokens"
         )
     starts = np.arange(count)[:, None] * context
-    found: npt.NDArray[np.int64] = np.asarray(ids, np.int64)[starts + np.arange(context + 1)]
+    found: Tokens = np.asarray(ids, np.int64)[starts + np.arange(context + 1)]
     return found
 
 
@@ -91,21 +93,56 @@ def _rows(context: int) -> list[slice]:
     return [slice(s, min(s + LOGIT_ROWS, context)) for s in range(0, context, LOGIT_ROWS)]
 
 
+class Scorer(Protocol):
+    """Whatever predicts next tokens: a network of ours, or another program."""
+
+    def scores(self, ids: list[int], parts: Sequence[slice]) -> Iterator[Floats]:
+        """Logits float32 [rows, vocab] after each of `ids`, part by part; the caller may change
+        them."""
+        ...
+
+
+class NetworkScorer:
+    """A network in this engine, on windows of up to `context` tokens.
+
+    keep: the last hidden states of every window stay (4 x hidden bytes a token), so that a
+    reference that is asked again runs only its head again.
+    """
+
+    def __init__(
+        self, network: Network, context: int, kv_bits: int = 16, keep: bool = False
+    ) -> None:
+        self._engine = Engine(network, 1, context, context, kv_bits)
+        self._kept: dict[tuple[int, ...], Floats] | None = {} if keep else None
+
+    def scores(self, ids: list[int], parts: Sequence[slice]) -> Iterator[Floats]:
+        x = self._hidden(ids)
+        for part in parts:
+            yield self._engine.logits(x[part])
+
+    def _hidden(self, ids: list[int]) -> Floats:
+        if self._kept is None:
+            return self._engine.hidden(ids, 0, 0)
+        key = tuple(ids)
+        if key not in self._kept:
+            self._kept[key] = self._engine.hidden(ids, 0, 0)
+        return self._kept[key]
+
+
 def perplexity(
     network: Network,
-    tokens: npt.NDArray[np.int64],
+    tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
     kv_bits: int = 16,
 ) -> Perplexity:
     """Perplexity over windows [count, context + 1], with a KV cache of `kv_bits`."""
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    engine = Engine(network, 1, context, context, kv_bits)
+    scorer, rows = NetworkScorer(network, context, kv_bits), _rows(context)
     losses = []
     for index, window in enumerate(tokens):
-        x = engine.hidden(window[:-1].tolist(), 0, 0)
-        for rows in _rows(context):
-            scores = _log_softmax(engine.logits(x[rows]))
-            losses.append(-scores[np.arange(len(scores)), window[1:][rows]].astype(np.float64))
+        for part, logits in zip(rows, scorer.scores(window[:-1].tolist(), rows), strict=True):
+            scores = _log_softmax(logits)
+            losses.append(-scores[np.arange(len(scores)), window[1:][part]].astype(np.float64))
         progress(index + 1, count)
     nll = np.concatenate(losses)
     found = float(np.exp(nll.mean()))
@@ -115,7 +152,7 @@ def perplexity(
 def compare(
     networks: Sequence[Network],
     original: Network,
-    tokens: npt.NDArray[np.int64],
+    tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
     kv_bits: int = 16,
 ) -> list[Quality]:
@@ -131,27 +168,36 @@ def compare(
             raise InputRefusedError(
                 f"--against: vocabulary of {expected}, the artefact has {network.spec.vocab}"
             )
+    context = tokens.shape[1] - 1
+    scorers = [NetworkScorer(network, context, kv_bits) for network in networks]
+    reference = NetworkScorer(original, context)
+    return [summary(found) for found in compare_tokens(scorers, reference, tokens, progress)]
+
+
+def compare_tokens(
+    scorers: Sequence[Scorer],
+    reference: Scorer,
+    tokens: Tokens,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Doubles]:
+    """[4, N] for each scorer: loss of the scorer, of the reference, KL, same top token, for every
+    predicted token of windows [count, context + 1]. `summary` takes them, joined or not."""
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    engines = [Engine(network, 1, context, context, kv_bits) for network in networks]
-    reference_engine = Engine(original, 1, context, context)
-    parts: list[list[Doubles]] = [[] for _ in networks]
+    rows = _rows(context)
+    parts: list[list[Doubles]] = [[] for _ in scorers]
     for index, window in enumerate(tokens):
-        inputs = window[:-1].tolist()
-        x0 = reference_engine.hidden(inputs, 0, 0)
-        hidden = [engine.hidden(inputs, 0, 0) for engine in engines]
-        for rows in _rows(context):
-            reference = _log_softmax(reference_engine.logits(x0[rows]))
-            weight = np.exp(reference)
-            for engine, x, part in zip(engines, hidden, parts, strict=True):
-                scores = _log_softmax(engine.logits(x[rows]))
-                part.append(_token_figures(scores, reference, weight, window[1:][rows]))
+        ids, wanted = window[:-1].tolist(), window[1:]
+        streams = [each.scores(ids, rows) for each in (reference, *scorers)]
+        for part, logits, *others in zip(rows, *streams, strict=True):
+            expected = _log_softmax(logits)
+            weight = np.exp(expected)
+            for found, scores in zip(parts, others, strict=True):
+                found.append(_token_figures(_log_softmax(scores), expected, weight, wanted[part]))
         progress(index + 1, count)
-    return [_summary(np.concatenate(part, axis=1)) for part in parts]
+    return [np.concatenate(part, axis=1) for part in parts]
 
 
-def _token_figures(
-    scores: Floats, reference: Floats, weight: Floats, wanted: npt.NDArray[np.int64]
-) -> Doubles:
+def _token_figures(scores: Floats, reference: Floats, weight: Floats, wanted: Tokens) -> Doubles:
     """[4, N]: loss of the network, of the original, KL, same top token. weight: exp(reference)."""
     each = np.arange(len(wanted))
     # Terms are float32 (both logs are), the sum over the vocabulary is float64.
@@ -163,7 +209,8 @@ def _token_figures(
     )  # fmt: skip
 
 
-def _summary(figures: Doubles) -> Quality:
+def summary(figures: Doubles) -> Quality:
+    """What the figures [4, N] of `compare_tokens` come to."""
     nll, nll0, kl, same = figures
     ratio = float(np.exp((nll - nll0).mean()))
     found = float(np.exp(nll.mean()))
