@@ -18,7 +18,7 @@ from loop_singular_bit.cli.show import progress_on_stderr
 from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.compressor import EvaluationOptions
 from loop_singular_bit.compress.pipeline import CalibrationOptions
-from loop_singular_bit.compress.study import compress_variants
+from loop_singular_bit.compress.study import Variant, compress_variants
 
 VARIANTS = [(3, 0.0), (4, 0.0), (3, 0.02), (4, 0.02)]
 KEPT = (
@@ -38,7 +38,7 @@ def main() -> None:
     text = options.calibration.read_text("utf-8") if options.calibration else None
     with tempfile.TemporaryDirectory() as folder, progress_on_stderr() as progress:
         variants = [
-            (
+            Variant(
                 CodecOptions(planes=planes, outlier_ratio=ratio, embedding="raw"),
                 Path(folder) / f"{planes}-{ratio}",
             )

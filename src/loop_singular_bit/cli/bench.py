@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from loop_singular_bit.cli.bench_quality import quality
 from loop_singular_bit.cli.options import (
     directory_argument,
     json_flag,
@@ -23,7 +24,10 @@ from loop_singular_bit.errors import TargetMissedError, UsageError
 
 @click.group()
 def bench() -> None:
-    """Measure an artefact on this machine."""
+    """Measure an artefact on this machine, or a model at many sizes."""
+
+
+bench.add_command(quality)
 
 
 @bench.command()

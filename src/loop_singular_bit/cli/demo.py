@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +89,13 @@ def _compress_all(
     from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.compress.compressor import EvaluationOptions
     from loop_singular_bit.compress.pipeline import CalibrationOptions
-    from loop_singular_bit.compress.study import compress_variants
+    from loop_singular_bit.compress.study import Variant, compress_variants
 
     variants = [
-        (CodecOptions(codec=codec, planes=planes, outlier_ratio=ratio), folder / str(index))
+        Variant(CodecOptions(codec=codec, planes=planes, outlier_ratio=ratio), folder / str(index))
         for index, (_, codec, planes, ratio) in enumerate(_ROWS)
     ]
-    variants[-1] = variants[-1][0], best
+    variants[-1] = replace(variants[-1], directory=best)
     return compress_variants(
         source, variants, CalibrationOptions(calibration_tokens), EvaluationOptions(tokens=tokens),
         threads, progress, runs=False,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import Budgets
-from loop_singular_bit.compress.allocate import CodecOptions
+from loop_singular_bit.compress.allocate import CodecOptions, Plan
 from loop_singular_bit.compress.compressor import (
     CompressionResult,
     EvaluationOptions,
@@ -20,6 +21,7 @@ from loop_singular_bit.compress.compressor import (
 )
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
+    Calibration,
     CalibrationOptions,
     Progress,
     make_calibration,
@@ -27,14 +29,23 @@ from loop_singular_bit.compress.pipeline import (
     new_directory,
     write_artefacts,
 )
-from loop_singular_bit.compress.source import open_source
+from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.measure.probe import RunRequest, probe_run
 
 
+@dataclass(frozen=True)
+class Variant:
+    """An artefact to make, in a new directory; storage_gb: what it may take [10^9 bytes]."""
+
+    codec: CodecOptions
+    directory: Path
+    storage_gb: float | None = None
+
+
 def compress_variants(
     model: str,
-    variants: Sequence[tuple[CodecOptions, Path]],
+    variants: Sequence[Variant],
     calibration: CalibrationOptions,
     evaluation: EvaluationOptions,
     threads: int | None,
@@ -42,7 +53,7 @@ def compress_variants(
     *,
     runs: bool = True,
 ) -> list[CompressionResult]:
-    """Writes and measures an artefact for each (options, new directory), in order.
+    """Writes and measures an artefact for each variant, in order.
 
     runs: also run each in a process of its own, for its memory and speed.
     """
@@ -52,21 +63,54 @@ def compress_variants(
     network = OriginalNetwork(source, resident_layers(source))
     windows = evaluation_tokens(source, evaluation)
     with ExitStack() as stack:
-        plans = [
-            (
-                make_plan(source, options, Budgets(), calibration.seed),
-                stack.enter_context(new_directory(directory)),
-            )
-            for options, directory in variants
-        ]
+        plans = variant_plans(source, variants, calibration.seed, stack)
         found = make_calibration(source, network, calibration, plans[0][1], progress)
+        plans = guided_plans(source, variants, plans, calibration.seed, found)
         written = write_artefacts(source, plans, found, calibration.seed, progress)
         qualities = evaluate_written(source, written, windows, progress)
         results = []
-        for (options, directory), made, quality in zip(variants, written, qualities, strict=True):
+        for variant, made, quality in zip(variants, written, qualities, strict=True):
             request = RunRequest(str(made.directory), None, None, threads)
             run = probe_run(request) if runs else None
-            reporter = LoopCompressor(options.outlier_ratio, None, None, None, codec=options)
+            options = variant.codec
+            reporter = LoopCompressor(
+                options.outlier_ratio, None, variant.storage_gb, None, codec=options
+            )
             measured = Measured(made, quality, run, time.monotonic() - started)
-            results.append(reporter.report(source, measured, directory))
+            results.append(reporter.report(source, measured, variant.directory))
     return results
+
+
+def variant_plans(
+    source: Source, variants: Sequence[Variant], seed: int, stack: ExitStack
+) -> list[tuple[Plan, Path]]:
+    """The plan of each variant and a directory that appears under its name when `stack` ends.
+
+    Raises BudgetError when a storage budget cannot hold the model.
+    """
+    return [
+        (
+            make_plan(source, variant.codec, Budgets(variant.storage_gb), seed),
+            stack.enter_context(new_directory(variant.directory)),
+        )
+        for variant in variants
+    ]
+
+
+def guided_plans(
+    source: Source,
+    variants: Sequence[Variant],
+    plans: Sequence[tuple[Plan, Path]],
+    seed: int,
+    calibration: Calibration,
+) -> list[tuple[Plan, Path]]:
+    """The same, with storage budgets spent as the calibration says."""
+    return [
+        (
+            make_plan(
+                source, variant.codec, Budgets(variant.storage_gb), seed, calibration.sensitivity
+            ),
+            directory,
+        )
+        for variant, (_before, directory) in zip(variants, plans, strict=True)
+    ]
