@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LOSS_RANGE = 0.05, 200.0  # percent: what is worse is a broken model, and what is better is noise
 KL_RANGE = 5e-4, 20.0  # nats
+BITS_MOST = 9.0  # 16-bit files are in the table
 _STYLES = {"loops": "o-", "baseline": "s", "llama.cpp": "^--"}
 
 
@@ -32,32 +33,34 @@ def write_plot(points: Sequence[Point], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     loss, divergence = figure.subplots(1, 2)
-    _draw(loss, points, [p.quality.quality_loss for p in points], LOSS_RANGE)
+    drawn = [p for p in points if p.bits_per_weight <= BITS_MOST] or points
+    _draw(loss, drawn, [p.quality.quality_loss for p in drawn], LOSS_RANGE)
     loss.set_ylabel("quality loss [%]")
     loss.legend()
-    _draw(divergence, points, [p.quality.kl_mean for p in points], KL_RANGE)
+    _draw(divergence, drawn, [p.quality.kl_mean for p in drawn], KL_RANGE)
     divergence.set_ylabel("mean KL divergence [nats a token]")
     figure.suptitle(title)
-    with rc_context({"svg.hashsalt": title}):  # the same points, the same file
+    # The same points make the same file, with its words as words.
+    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _draw(
     axes: Axes, points: Sequence[Point], values: Sequence[float], limits: tuple[float, float]
 ) -> None:
-    """One curve for each maker, values cut to the limits."""
+    """One curve for each maker; a value beyond the limits lies on them and is written out."""
     low, high = limits
-    cut = {p.name: min(max(v, low), high) for p, v in zip(points, values, strict=True)}
+    at = {p.name: (p.bits_per_weight, v) for p, v in zip(points, values, strict=True)}
     for maker, style in _STYLES.items():
         own = sorted((p for p in points if p.maker == maker), key=lambda p: p.size_bytes)
+        found = [at[point.name] for point in own]
         if not own:
             continue
-        axes.plot([p.bits_per_weight for p in own], [cut[p.name] for p in own], style, label=maker)
-        for point in own:
-            axes.annotate(
-                point.name, (point.bits_per_weight, cut[point.name]), fontsize=7,
-                xytext=(3, 4), textcoords="offset points",
-            )  # fmt: skip
+        bits, cut = [x for x, _ in found], [min(max(y, low), high) for _, y in found]
+        axes.plot(bits, cut, style, label=maker)
+        for point, (x, y), shown in zip(own, found, cut, strict=True):
+            label = point.name if shown == y else f"{point.name}: {y:.2g}"
+            axes.annotate(label, (x, shown), fontsize=7, xytext=(3, 4), textcoords="offset points")
     axes.set_yscale("log")
     axes.set_xlabel("bits per weight, every byte counted")
     axes.grid(alpha=0.3)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit import _native
+from loop_singular_bit import __version__, _native
 from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.numbers import from_pattern
 from loop_singular_bit.compress.allocate import BASELINES, CodecOptions
@@ -140,9 +140,9 @@ def measure_points(
     missing = [name for name in options.points if not study.file(name).is_file()]
     study.encode([name for name in missing if maker_of(name) != PEER])
     for index, name in enumerate(missing):
-        progress("points", index, len(missing))
         point = study.measure(name)
         study.file(name).write_text(json.dumps(asdict(point), indent=1) + "\n", "utf-8")
+        progress("point", index + 1, len(missing))
     return [load_point(study.file(name)) for name in options.points]
 
 
@@ -163,6 +163,7 @@ def _settings(source: Source, options: PointsOptions) -> dict[str, Any]:
     calibration = asdict(options.calibration)
     text = options.calibration.text
     return {
+        "version": __version__,
         "model": source.path.resolve().name,
         "parameters": parameter_count(source.spec),
         "context": options.context,
