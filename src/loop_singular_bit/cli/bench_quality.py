@@ -58,8 +58,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def quality(model: str, output: Path, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Measure MODEL at many sizes: loss, KL and agreement against bits per weight.
 
-    Every byte that inference needs counts. The output directory gets the artefacts, quality.json,
-    quality.md and quality.svg; a run that was stopped goes on where it was.
+    Every byte that inference needs counts. MAE is the mean absolute error of a weight, efficiency
+    the bits of precision it leaves, log2(mean |W| / MAE), for each bit of size. The output
+    directory gets the artefacts, quality.json, quality.md and quality.svg; a run that was stopped
+    goes on where it was: a point that is measured, or an artefact that is whole, is kept.
 
     \b
     lsb bench quality ./SmolLM2-135M-Instruct -o study --text wiki.txt --text code.txt
