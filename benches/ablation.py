@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,9 +36,10 @@ from loop_singular_bit.compress.compressor import (
 )
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
+    Calibration,
     CalibrationOptions,
     Progress,
-    calibration_tokens,
+    make_calibration,
     make_plan,
     write_artefacts,
 )
@@ -69,12 +70,23 @@ def plain_refit(W: Any, decoded: Any, unit: Any, H: object) -> Any:
 
 @dataclass(frozen=True)
 class Variant:
-    """instead: stand-ins by the dotted name of what they replace."""
+    """instead: stand-ins by the dotted name of what they replace. guided: tokens count by what the
+    loss cares about. even: planes by a fixed priority instead of by cost."""
 
     name: str
     codec: CodecOptions = field(default_factory=CodecOptions)
     instead: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     rotated: bool = True
+    guided: bool = True
+    even: bool = False
+
+    def calibration(self, found: Calibration) -> Calibration:
+        """What the variant knows of it."""
+        return replace(
+            found,
+            guidance=found.guidance if self.guided else None,
+            sensitivity=None if self.even else found.sensitivity,
+        )
 
     def applied(self) -> ExitStack:
         """A context in which the stand-ins stand in."""
@@ -88,6 +100,8 @@ class Variant:
 
 VARIANTS = (
     Variant("all parts"),
+    Variant("tokens count alike", guided=False),
+    Variant("planes by a fixed priority", even=True),
     Variant("no feedback", instead={f"{ENCODE}.feedback_panels": no_feedback}),
     *(Variant(f"feedback every {g} columns", CodecOptions(block=g)) for g in (8, 16)),
     Variant("no rotation", rotated=False),
@@ -106,7 +120,7 @@ class Bench:
     """What the variants share."""
 
     source: Source
-    tokens: Tokens
+    calibration: Calibration
     windows: Tokens
     reference: Scorer
     storage_gb: float
@@ -115,9 +129,12 @@ class Bench:
     def measure(self, variant: Variant) -> dict[str, Any]:
         """Encodes the variant, reads it back and compares it with the original."""
         with variant.applied(), TemporaryDirectory() as folder:
-            plan = make_plan(self.source, variant.codec, Budgets(self.storage_gb))
+            found = variant.calibration(self.calibration)
+            plan = make_plan(
+                self.source, variant.codec, Budgets(self.storage_gb), 0, found.sensitivity
+            )
             path = Path(folder)
-            (written,) = write_artefacts(self.source, [(plan, path)], self.tokens, 0, self.progress)
+            (written,) = write_artefacts(self.source, [(plan, path)], found, 0, self.progress)
             with closing(ResidentNetwork(path)) as network:
                 scorer = NetworkScorer(network, self.windows.shape[1] - 1)
                 (figures,) = compare_tokens([scorer], self.reference, self.windows)
@@ -146,7 +163,7 @@ def open_bench(options: argparse.Namespace, progress: Progress) -> Bench:
     ]
     return Bench(
         source,
-        calibration_tokens(source, original, calibration, progress),
+        make_calibration(source, original, calibration, options.output, progress),
         np.concatenate(windows),
         NetworkScorer(original, windows[0].shape[1] - 1, keep=True),
         options.bpw * parameter_count(source.spec) / 8 / GIGABYTE,

@@ -13,8 +13,10 @@ import pytest
 
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.compress import encode
+from loop_singular_bit.compress.guidance import guidance
 from loop_singular_bit.compress.original import OriginalNetwork
-from loop_singular_bit.compress.pipeline import silent
+from loop_singular_bit.compress.pipeline import Calibration, silent
+from loop_singular_bit.compress.sensitivity import sensitivities
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.measure.quality import NetworkScorer, windows
 from loop_singular_bit.models.spec import parameter_count
@@ -45,19 +47,22 @@ def rows(
     source = open_source(str(tiny_model))
     original = OriginalNetwork(source, 2)
     ids = np.random.default_rng(0).integers(4, 512, 600)
+    tokens, folder = ids[:512].reshape(4, 128), tmp_path_factory.mktemp("states")
+    found = guidance(original, tokens, 0, folder)
     bench = ablation.Bench(
-        source, ids[:512].reshape(4, 128), windows(ids.tolist(), 64, 128),
+        source, Calibration(tokens, found, sensitivities(original, found)),
+        windows(ids.tolist(), 64, 128),
         NetworkScorer(original, 64, keep=True), storage_gb(tiny_model), silent,
     )  # fmt: skip
-    found = ablation.run(bench, tmp_path_factory.mktemp("ablation"), ablation.VARIANTS)
-    return {row["name"]: row for row in found}
+    measured = ablation.run(bench, tmp_path_factory.mktemp("ablation"), ablation.VARIANTS)
+    return {row["name"]: row for row in measured}
 
 
 def storage_gb(model: Path) -> float:
-    """A byte a weight beside the tokenizer: a few planes and what a small file adds to them."""
+    """Six bits a weight beside the tokenizer: a few planes and what a small file adds to them."""
     source = open_source(str(model))
     tokenizer = sum(len(data) for data in source.companion_files().values())
-    return (tokenizer + parameter_count(source.spec)) / 1e9
+    return (tokenizer + 0.75 * parameter_count(source.spec)) / 1e9
 
 
 def test_every_variant_differs_from_all_parts_within_the_same_size(

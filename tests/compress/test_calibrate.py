@@ -18,6 +18,7 @@ from loop_singular_bit.compress.calibrate import (
     statistics,
 )
 from loop_singular_bit.compress.guidance import Guidance, Importance
+from loop_singular_bit.compress.openings import TEXTS
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.pipeline import CalibrationOptions, calibration_tokens, silent
 from loop_singular_bit.compress.source import open_source
@@ -43,16 +44,28 @@ def random_tokens(sequences: int, length: int) -> Tokens:
 
 
 def test_the_seed_decides_the_sample(network: OriginalNetwork) -> None:
-    first, again, other = (sample_sequences(network, 3, 12, seed, 1) for seed in (5, 5, 6))
+    first, again, other = (sample_sequences(network, [[1]] * 3, 12, seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first[:, 1:] != other[:, 1:]).any()
+
+
+def test_samples_go_on_from_what_is_given(network: OriginalNetwork) -> None:
+    starts = [[7], [5, 9, 11], list(range(20))]
+    ids = sample_sequences(network, starts, 12, 0)
+    for row, start in zip(ids, starts, strict=True):
+        np.testing.assert_array_equal(row[: len(start)], start[:12])
+    assert ids.min() >= 0
+    # What is drawn depends on what was given before.
+    other = sample_sequences(network, [[7], [5, 9, 12], list(range(20))], 12, 0)
+    np.testing.assert_array_equal(ids[[0, 2]], other[[0, 2]])
+    assert (ids[1, 3:] != other[1, 3:]).any()
 
 
 def test_the_sample_does_not_depend_on_threads(network: OriginalNetwork) -> None:
     found = []
     for threads in (1, 2):
         _native.set_threads(threads)
-        found.append(sample_sequences(network, 4, 24, 0, 1))
+        found.append(sample_sequences(network, [[1]] * 4, 24, 0))
     np.testing.assert_array_equal(*found)
 
 
@@ -60,13 +73,16 @@ def test_a_sequence_does_not_depend_on_how_many_there_are_after_it(
     network: OriginalNetwork,
 ) -> None:
     np.testing.assert_array_equal(
-        sample_sequences(network, 2, 10, 0, 1), sample_sequences(network, 5, 10, 0, 1)[:2]
+        sample_sequences(network, [[1]] * 2, 10, 0),
+        sample_sequences(network, [[1]] * 5, 10, 0)[:2],
     )
 
 
 def test_samples_start_as_asked_and_stay_in_the_vocabulary(network: OriginalNetwork) -> None:
     steps: list[tuple[int, int]] = []
-    ids = sample_sequences(network, 3, 8, 0, 7, lambda done, total: steps.append((done, total)))
+    ids = sample_sequences(
+        network, [[7]] * 3, 8, 0, lambda done, total: steps.append((done, total))
+    )
     assert ids.shape == (3, 8)
     assert (ids[:, 0] == 7).all()
     assert ids.min() >= 0 and ids.max() < 512
@@ -150,7 +166,8 @@ def test_tokens_count_by_their_weights(network: OriginalNetwork) -> None:
         for role in LINEAR_ROLES:
             X = np.concatenate(expected[SITE_OF_ROLE[role]])  # type: ignore[call-overload]
             weight = layers[layer.index][role].weights
-            direct = (X * weight[:, None]).T @ X / weight.sum()
+            root = np.sqrt(weight)
+            direct = (X * root[:, None]).T @ X / root.sum()
             np.testing.assert_allclose(layer.hessians[role], direct, rtol=1e-3, atol=1e-5)
     # A head no token counts for has the plain moments.
     plain = list(statistics(network, tokens))[-1]
@@ -218,13 +235,14 @@ def test_calibration_is_never_the_evaluation_text(
     sampled: list[object] = []
 
     def sample(*arguments: object) -> Tokens:
-        sampled.append(arguments[1:5])
+        sampled.append(arguments[1:4])
         return random_tokens(2, 256)
 
     monkeypatch.setattr(calibrate, "sample_sequences", sample)
     default_text.cache_clear()
     calibration_tokens(open_source(str(tiny_model)), network, CalibrationOptions(512), silent)
-    assert sampled == [(2, 256, 0, 1)]  # from the model, starting with its bos
+    first, opening = [1], Text.open(tiny_model).encode(TEXTS[0], special=True)
+    assert sampled == [([first, opening], 256, 0)]  # from the model, starting with its bos
     assert default_text.cache_info().currsize == 0
 
 

@@ -198,7 +198,7 @@ def test_samples_start_with_the_start_of_text(
     monkeypatch.setattr("loop_singular_bit.compress.pipeline.SEQUENCE_TOKENS", 2)
     source = with_config(tmp_path, fields)
     network, options = OriginalNetwork(source, 2), CalibrationOptions(256)
-    assert set(calibration_tokens(source, network, options, silent)[:, 0]) == {start}
+    assert set(calibration_tokens(source, network, options, silent)[::3, 0]) == {start}
 
 
 @pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,9 @@ from tiny import write_tiny_model
 
 from loop_singular_bit.codec.codecs import Planes
 from loop_singular_bit.codec.planes import PlaneOptions
-from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.compress.calibrate import LayerStatistics, statistics
-from loop_singular_bit.compress.encode import channel_scale, original_matrix
-from loop_singular_bit.compress.guidance import guidance
+from loop_singular_bit.compress.encode import DAMPING, channel_scale, original_matrix
+from loop_singular_bit.compress.guidance import Guidance, guidance
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.sensitivity import FEEDBACK, sensitivities
 from loop_singular_bit.compress.source import open_source
@@ -31,22 +31,31 @@ def test_every_matrix_costs_something(tied: bool, tmp_path: Path) -> None:
 
 
 def test_costs_are_those_of_the_guided_moments(tmp_path: Path) -> None:
-    """White errors in the rotated basis, under H: D / 2 sum_r p_r tr(H)."""
+    """White errors in the rotated basis under H, less what feedback takes from them."""
     source = open_source(str(write_tiny_model(tmp_path / "m")))
     network = OriginalNetwork(source, 2)
     guided = guidance(network, TOKENS, 0, tmp_path)
     found = sensitivities(network, guided)
-    for layer in statistics(network, TOKENS, guided):
+    for layer in statistics(network, TOKENS, _squared(guided)):
         if not isinstance(layer, LayerStatistics):
             break
         for role in LINEAR_ROLES:
             group = [r for r in LINEAR_ROLES if SITE_OF_ROLE[r] is SITE_OF_ROLE[role]]
             matrices = [original_matrix(r.value, getattr(layer.weights, r.value)) for r in group]
             scale = channel_scale([(m, Planes(PlaneOptions(1))) for m in matrices])
-            transform = InputTransform(scale, 7)
-            W = transform.weights(getattr(layer.weights, role.value).dense())
-            H = transform.hessian(layer.hessians[role])
+            W = getattr(layer.weights, role.value).dense().astype(np.float64) / scale
+            H = layer.hessians[role].astype(np.float64)
+            moment = np.diag(H) * scale.astype(np.float64) ** 2
+            left = np.exp(np.log(moment + DAMPING * moment.mean()).mean())
             importance = float(guided.layers[layer.index][role].weights.mean())
-            power = float((W.astype(np.float64) ** 2).mean(axis=1).sum())
-            expected = FEEDBACK[role] * importance / 2 * power * float(np.trace(H))
+            expected = FEEDBACK[role] * importance / 2 * (W**2).sum() * left
             assert found[f"layers.{layer.index}.{role.value}"] == pytest.approx(expected, rel=0.02)
+
+
+def _squared(guided: Guidance) -> Guidance:
+    """Weights whose roots, which statistics take, are the given ones."""
+    layers = tuple(
+        {role: replace(each, weights=each.weights**2) for role, each in layer.items()}
+        for layer in guided.layers
+    )
+    return replace(guided, layers=layers)

@@ -1,7 +1,8 @@
 """What enters every matrix: second moments over calibration tokens, layer by layer, without torch.
 
-With guidance, a token counts for a matrix as much as the loss at the end cares about the matrix's
-output there (compress/guidance.py).
+With guidance, a token counts for a matrix as the loss at the end cares about the matrix's output
+there (compress/guidance.py): by the square root of its weight, because one token's weight is a
+noisy figure and a few would outvote all others (docs/decisions/0012-guidance.md).
 
 The tokens pass through the original weights one layer at a time; only their hidden states
 (4 x hidden bytes a token) and one layer with its statistics are in memory.
@@ -9,7 +10,7 @@ The tokens pass through the original weights one layer at a time; only their hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]  # [sequences, length]
 
 ROWS_MAX = 1024  # rows of one sweep while calibrating
+TEMPERATURES = (1.0, 0.7)
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,20 @@ class HeadStatistics:
 
 
 class _Gram:
-    """Running mean of w x x^T over rows [T, cols], w of mean 1 over all rows."""
+    """Running mean of sqrt(w) x x^T over rows [T, cols], sqrt(w) scaled to a mean of 1 over all
+    rows."""
 
     def __init__(self, cols: int, weights: Floats | None) -> None:
         padded = -(-cols // 32) * 32
         self.cols = cols
         self._sum = np.zeros((padded, padded), np.float32)
         self._rows = 0
-        self._root = None if weights is None else _relative_root(weights)
+        self._factor = None if weights is None else _row_factors(weights)
 
     def add(self, x: Floats, rows: slice) -> None:
         """rows: which of all rows these are."""
-        if self._root is not None:
-            x = x * self._root[rows, None]
+        if self._factor is not None:
+            x = x * self._factor[rows, None]
         _native.gram(np.ascontiguousarray(x), self._sum)
         self._rows += len(x)
 
@@ -77,10 +80,12 @@ class _Gram:
         return upper + np.triu(upper, 1).T
 
 
-def _relative_root(weights: Floats) -> Floats | None:
-    """sqrt(w / mean w); None where no token counts."""
-    mean = weights.mean(dtype=np.float64)
-    return np.asarray(np.sqrt(weights / mean), np.float32) if mean > 0 else None
+def _row_factors(weights: Floats) -> Floats | None:
+    """What rows are multiplied by so that each counts sqrt(w) / mean sqrt(w); None where no token
+    counts."""
+    root = np.sqrt(weights)
+    mean = root.mean(dtype=np.float64)
+    return np.asarray(np.sqrt(root / mean), np.float32) if mean > 0 else None
 
 
 class _LayerGrams:
@@ -108,33 +113,43 @@ class _LayerGrams:
 
 def sample_sequences(
     network: Network,
-    sequences: int,
+    starts: Sequence[Sequence[int]],
     length: int,
     seed: int,
-    start_id: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tokens:
-    """Token ids [sequences, length] sampled from the model itself, all sequences in one sweep.
+    """Token ids [len(starts), length] sampled from the model itself, all sequences in one sweep.
 
-    Every sequence starts with `start_id`; an end token is followed by whatever the model says.
+    Each sequence begins with the ids given for it, at least one; an end token is followed by
+    whatever the model says. Sequences take turns at the TEMPERATURES.
     """
-    spec = network.spec
+    spec, sequences = network.spec, len(starts)
     cache = KVCache(spec, sequences, length)
     rotary = rotary_table(spec, cache.context)
     sweep, head = Sweep(network, cache, rotary, sequences), Head(network, sequences)
-    ids = np.empty((sequences, length), np.int64)
-    ids[:, 0] = start_id
+    ids = _begun(starts, length)
     slots = np.arange(sequences, dtype=np.int32)
+    temperatures = np.resize(np.array(TEMPERATURES, np.float32), (sequences, 1))
     for position in range(length - 1):
         places = np.full(sequences, position, np.int32)
         x = sweep.hidden(Batch(ids[:, position].copy(), slots, places))
-        ids[:, position + 1] = _draw(head.logits(x), seed, position)
+        drawn = _draw(head.logits(x) / temperatures, seed, position)
+        given = ids[:, position + 1]
+        ids[:, position + 1] = np.where(given >= 0, given, drawn)
         progress(position + 1, length - 1)
     return ids
 
 
+def _begun(starts: Sequence[Sequence[int]], length: int) -> Tokens:
+    """[len(starts), length] of the ids given, -1 after them."""
+    ids = np.full((len(starts), length), -1, np.int64)
+    for row, start in zip(ids, starts, strict=True):
+        row[: len(start)] = start[:length]
+    return ids
+
+
 def _draw(scores: Floats, seed: int, position: int) -> npt.NDArray[np.int64]:
-    """One token id for each row of scores [N, vocab], at temperature 1, by inverse cumulative sum.
+    """One token id for each row of scores [N, vocab], by inverse cumulative sum.
 
     The random numbers depend on seed, position and row alone.
     """

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit.compress.allocate import SITE_OF_ROLE
 from loop_singular_bit.compress.calibrate import LayerStatistics, Tokens, statistics
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.models.names import gguf_name
-from loop_singular_bit.models.spec import layer_tensors
+from loop_singular_bit.models.spec import LINEAR_ROLES, layer_tensors
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,8 +22,7 @@ def importance_matrix(network: Network, tokens: Tokens) -> dict[str, Floats]:
     for part in statistics(network, tokens):
         if not isinstance(part, LayerStatistics):
             continue
-        squares = {site: np.ascontiguousarray(np.diag(H)) for site, H in part.hessians.items()}
         for tensor in layer_tensors(network.spec, part.index):
-            if (site := SITE_OF_ROLE.get(tensor.role)) is not None:
-                found[gguf_name(tensor)] = squares[site]
+            if tensor.role in LINEAR_ROLES:
+                found[gguf_name(tensor)] = np.ascontiguousarray(np.diag(part.hessians[tensor.role]))
     return found

@@ -36,7 +36,8 @@ from loop_singular_bit.compress.encode import (
     original_matrix,
 )
 from loop_singular_bit.compress.guidance import Guidance, guidance
-from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.openings import openings
+from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.sensitivity import sensitivities
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container.writer import ContainerWriter
@@ -165,9 +166,11 @@ def calibration_tokens(
     sequences = max(1, options.tokens // length)
     files = source.companion_files()
     if options.text is None:
-        start = _start_id(files, source.spec.vocab)
+        first = _start_id(files, source.spec.vocab)
+        with source_text(source) as text:
+            starts = openings(text, first, sequences)
         return calibrate.sample_sequences(
-            network, sequences, length, options.seed, start,
+            network, starts, length, options.seed,
             lambda done, total: progress("sample", done, total),
         )  # fmt: skip
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
@@ -181,7 +184,7 @@ def calibration_tokens(
 
 
 def _start_id(files: Mapping[str, bytes], vocab: int) -> int:
-    """The token every sampled sequence starts with: beginning of text, else end of text, else 0.
+    """The token a text starts with: beginning of text, else end of text, else 0.
 
     Raises ConfigError when config.json names a token that has no row in the embedding.
     """

@@ -33,14 +33,15 @@ from loop_singular_bit.compress.compressor import (
 from loop_singular_bit.compress.importance import importance_matrix
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
+    Calibration,
     CalibrationOptions,
     Progress,
     Written,
-    calibration_tokens,
+    make_calibration,
     write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source
-from loop_singular_bit.compress.study import Variant, variant_plans
+from loop_singular_bit.compress.study import Variant, guided_plans, variant_plans
 from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.errors import InputRefusedError, UsageError
@@ -203,9 +204,9 @@ class _Study:
         return self.directory / f"{name}.json"
 
     @cached_property
-    def calibration(self) -> Tokens:
-        return calibration_tokens(
-            self.source, self.original, self.options.calibration, self.progress
+    def calibration(self) -> Calibration:
+        return make_calibration(
+            self.source, self.original, self.options.calibration, self.directory, self.progress
         )
 
     @cached_property
@@ -233,7 +234,7 @@ class _Study:
 
     @cached_property
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
-        return importance_matrix(self.original, self.calibration)
+        return importance_matrix(self.original, self.calibration.tokens)
 
     @cached_property
     def mean_magnitude(self) -> float:
@@ -248,6 +249,7 @@ class _Study:
         seed = self.options.calibration.seed
         with ExitStack() as stack:
             plans = variant_plans(self.source, variants, seed, stack)
+            plans = guided_plans(self.source, variants, plans, seed, self.calibration)
             for written in write_artefacts(
                 self.source, plans, self.calibration, seed, self.progress
             ):
