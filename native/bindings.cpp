@@ -3,6 +3,9 @@
 #include "bindings.h"
 
 #include <algorithm>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "crc32c.h"
 #include "pool.h"
@@ -169,10 +172,19 @@ static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const
   encode(job, g, tiles);
 }
 
+// Pages that the allocator keeps for later allocations go back to the system.
+static void release_free_memory() {
+#if defined(__GLIBC__)
+  nb::gil_scoped_release release;
+  malloc_trim(0);
+#endif
+}
+
 NB_MODULE(_native, m) {
   m.doc() = "Kernels of Loop Singular Bit: see native/ for what each does.";
   nb::set_leak_warnings(false);  // prepared tables are cached for the life of the process
   m.def("crc32c", &py_crc32c, nb::arg("buffer"), nb::arg("seed") = 0);
+  m.def("release_free_memory", &release_free_memory);
   m.def("set_threads", &set_threads, nb::arg("count"));
   m.def("threads", &threads);
   m.def("available_tiers", &available_tiers);
@@ -189,7 +201,16 @@ NB_MODULE(_native, m) {
       .def_ro("count", &PlaneTables::count);
 
   nb::class_<PackedRows>(m, "PackedRows")
-      .def(nb::init<int64_t, int64_t, int>(), nb::arg("tokens_max"), nb::arg("cols"), nb::arg("group"))
+      .def("__init__", [](PackedRows* self, int64_t tokens_max, int64_t cols, int group,
+                          std::optional<Array<uint8_t, 1>> memory) {
+        if (memory) {
+          const int64_t needed = PackedRows::row_bytes(cols, group);
+          require(tokens_max >= 1 && (int64_t)memory->size() / needed >= tokens_max, "too little memory for the rows");
+          require((uintptr_t)memory->data() % alignof(float) == 0, "memory must be aligned to 4 bytes");
+        }
+        new (self) PackedRows(tokens_max, cols, group, memory ? memory->data() : nullptr);
+      }, nb::keep_alive<1, 5>(), nb::arg("tokens_max"), nb::arg("cols"), nb::arg("group"), array("memory").none() = nb::none())
+      .def_static("row_bytes", &PackedRows::row_bytes, nb::arg("cols"), nb::arg("group"))
       .def("pack", [](PackedRows& self, Floats<2> x) {
         require((int64_t)x.shape(1) == self.cols(), "columns disagree");
         nb::gil_scoped_release release;

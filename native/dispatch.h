@@ -15,10 +15,12 @@ void use_tier(const std::string& name);      // throws std::invalid_argument
 // hashes [2][16] nibbles, levels [planes][16]; throws std::invalid_argument
 PlaneTables make_tables(int window, const uint8_t* hashes, int planes, const int8_t* levels);
 
-// int8 rows of a sweep: one buffer, sized once for `tokens_max` rows.
+// int8 rows of a sweep: one piece of memory, sized once for `tokens_max` rows.
 class PackedRows {
  public:
-  PackedRows(int64_t tokens_max, int64_t cols, int group);
+  // memory: tokens_max * row_bytes of the caller's, aligned to 4, or null for its own.
+  PackedRows(int64_t tokens_max, int64_t cols, int group, uint8_t* memory = nullptr);
+  static int64_t row_bytes(int64_t cols, int group);
   void resize(int64_t tokens);     // rows to come; throws std::invalid_argument beyond tokens_max
   void pack_row(const Kernels& kernels, int64_t token, const float* x);
   void pack(const float* x, int64_t tokens);
@@ -31,9 +33,10 @@ class PackedRows {
  private:
   int64_t tokens_max_, cols_, stride_, tokens_ = 0;
   int group_;
-  std::vector<int8_t> bytes_;  // [token][stride], zero from cols on
-  std::vector<int32_t> sum_;
-  std::vector<float> scale_;
+  std::unique_ptr<uint8_t[]> own_;
+  int8_t* bytes_;                  // [token][stride], zero from cols on
+  float* scale_;                   // [token][group]
+  int32_t* sum_;
 };
 
 struct Planes {                     // of a matrix

@@ -57,16 +57,27 @@ PlaneTables make_tables(int window, const uint8_t* hashes, int planes, const int
   return t;
 }
 
-PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group)
-    : tokens_max_(tokens_max), cols_(cols), stride_(ceil_div(cols, kStrip) * kStrip), group_(group) {
-  if (tokens_max < 1 || cols < 1 || group < 1) throw std::invalid_argument("rows, columns and group must be positive");
-  if (tokens_max > kPackedMax / cols) throw std::invalid_argument("too many rows");
+static void check_group(int64_t cols, int group) {
+  if (cols < 1 || group < 1) throw std::invalid_argument("rows, columns and group must be positive");
   if (group > kGroupMax) throw std::invalid_argument("a group sums at most 65536 columns in 32 bits");
   if (cols % group || (group % kStrip && group != cols))
     throw std::invalid_argument("columns must divide into groups of whole strips of 16");
-  bytes_.resize(tokens_max * stride_);
-  scale_.resize(tokens_max * (cols / group));
-  sum_.resize(tokens_max * (cols / group));
+}
+
+int64_t PackedRows::row_bytes(int64_t cols, int group) {
+  check_group(cols, group);
+  return ceil_div(cols, kStrip) * kStrip + cols / group * (int64_t)(sizeof(float) + sizeof(int32_t));
+}
+
+PackedRows::PackedRows(int64_t tokens_max, int64_t cols, int group, uint8_t* memory)
+    : tokens_max_(tokens_max), cols_(cols), stride_(ceil_div(cols, kStrip) * kStrip), group_(group) {
+  check_group(cols, group);
+  if (tokens_max < 1) throw std::invalid_argument("rows, columns and group must be positive");
+  if (tokens_max > kPackedMax / cols) throw std::invalid_argument("too many rows");
+  if (!memory) own_.reset(memory = new uint8_t[tokens_max * row_bytes(cols, group)]);
+  bytes_ = (int8_t*)memory;
+  scale_ = (float*)(memory + tokens_max * stride_);
+  sum_ = (int32_t*)(scale_ + tokens_max * (cols / group));
 }
 
 void PackedRows::resize(int64_t tokens) {
@@ -76,7 +87,9 @@ void PackedRows::resize(int64_t tokens) {
 
 void PackedRows::pack_row(const Kernels& kernels, int64_t t, const float* x) {
   const int64_t groups = cols_ / group_;
-  kernels.quantize(x, cols_, group_, bytes_.data() + t * stride_, scale_.data() + t * groups, sum_.data() + t * groups);
+  int8_t* row = bytes_ + t * stride_;
+  kernels.quantize(x, cols_, group_, row, scale_ + t * groups, sum_ + t * groups);
+  std::fill(row + cols_, row + stride_, (int8_t)0);  // the memory may have held something else
 }
 
 void PackedRows::pack(const float* x, int64_t tokens) {
@@ -87,7 +100,7 @@ void PackedRows::pack(const float* x, int64_t tokens) {
 }
 
 Activations PackedRows::view() const {
-  return {bytes_.data(), scale_.data(), sum_.data(), tokens_, cols_, stride_, group_};
+  return {bytes_, scale_, sum_, tokens_, cols_, stride_, group_};
 }
 
 // Planes first..first + 3 (or to the end) of a tile.

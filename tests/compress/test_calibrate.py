@@ -24,8 +24,9 @@ from loop_singular_bit.compress.pipeline import CalibrationOptions, calibration_
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import SITE_OF_ROLE, Batch, InputSite, Workspace, record_layer
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE, Batch, InputSite, record_layer
 from loop_singular_bit.engine.text import Text
+from loop_singular_bit.engine.workspace import Workspace
 from loop_singular_bit.errors import InputRefusedError, UsageError
 from loop_singular_bit.measure.default_text import default_text
 from loop_singular_bit.models.spec import LINEAR_ROLES

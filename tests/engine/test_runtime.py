@@ -205,7 +205,7 @@ def test_budget_too_small_names_every_holder_and_both_numbers(tiny_artefact: Pat
     message = str(caught.value)
     needed = math.ceil(plans(tiny_artefact)[1] / 1e5) / 10  # a budget that would do
     assert message.startswith(f"--ram-mb 9: the plan needs {needed:.1f} MB (process 54")
-    for holder in ("small weights", "slots", "kv", "activations", "logits", "drafts", "rotary"):
+    for holder in ("small weights", "slots", "kv", "activations", "opening", "drafts", "rotary"):
         assert f"{holder} " in message
     assert message.endswith("; lower --context 256 or raise --ram-mb")
     assert "\n" not in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from loop_singular_bit.container import ContainerReader
 from loop_singular_bit.engine import stream
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork, StreamedNetwork
 from loop_singular_bit.engine.memory_plan import (
+    PROCESS_BYTES,
+    READING_BYTES_PER_TOKEN,
     Setting,
     as_plans,
     resident_plan,
@@ -160,6 +163,18 @@ def test_a_plan_fills_its_budget_and_not_more(artefact: Path) -> None:
         assert plan.pinned >= pinned or plan.rows > rows
         rows, pinned = plan.rows, plan.pinned
     assert rows == 64
+
+
+def test_reading_a_large_tokenizer_may_take_more_than_the_run(artefact: Path) -> None:
+    network = ResidentNetwork(artefact)
+    spec, records = network.spec, as_plans(network.reader.records)
+    network.close()
+    small = resident_plan(spec, records, Setting(16)).ledger.entries
+    assert small["opening"] == 0
+    plan = resident_plan(replace(spec, vocab=10**6), records, Setting(16))
+    read = PROCESS_BYTES + READING_BYTES_PER_TOKEN * 10**6
+    assert plan.ledger.entries["opening"] > 0
+    assert plan.ledger.total_bytes == read
 
 
 def test_more_sequences_take_more_cache(artefact: Path) -> None:

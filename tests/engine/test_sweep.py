@@ -19,11 +19,9 @@ from loop_singular_bit.engine.sweep import (
     Head,
     InputSite,
     Sweep,
-    Workspace,
-    head_bytes,
     record_layer,
-    workspace_bytes,
 )
+from loop_singular_bit.engine.workspace import Workspace
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -216,13 +214,3 @@ def test_logits_are_the_head_of_normed_states(raw: Network) -> None:
 def test_logits_do_not_depend_on_how_many_rows_share_a_pass(network: Network) -> None:
     x = np.random.default_rng(3).standard_normal((7, network.spec.hidden)).astype(np.float32)
     assert np.array_equal(Head(network, 3).logits(x), Head(network, 7).logits(x))
-
-
-def test_bytes_are_those_of_the_buffers(raw: Network) -> None:
-    work, spec = Workspace(raw.spec, 10), raw.spec
-    floats = sum(a.nbytes for a in vars(work).values() if isinstance(a, np.ndarray))
-    packed = 10 * (spec.hidden + spec.query_width + spec.intermediate)
-    assert workspace_bytes(spec, 10) == floats + packed
-    head = Head(raw, 10)
-    floats = sum(a.nbytes for a in vars(head).values() if isinstance(a, np.ndarray))
-    assert head_bytes(spec, 10) == floats - 40 + 10 * spec.hidden  # 40: where the rows stand

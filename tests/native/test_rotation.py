@@ -102,6 +102,20 @@ def test_packed_rows_say_what_they_hold() -> None:
     assert packed.tokens == 3
 
 
+@pytest.mark.parametrize(("cols", "group"), [(64, 16), (20, 20)])
+def test_rows_packed_into_memory_that_held_something_else(cols: int, group: int) -> None:
+    x = floats(np.random.default_rng(0), 5, cols)
+    memory = np.full(5 * _native.PackedRows.row_bytes(cols, group), 0xFF, np.uint8)
+    packed = _native.PackedRows(5, cols, group, memory)
+    packed.pack(x)
+    q, scale = np.empty(x.shape, np.int8), np.empty((5, cols // group), np.float32)
+    packed.quantized(q, scale)
+    for found, expected in zip((q, scale), quantized(x, group), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    values = memory[: 5 * (cols + -cols % 16)].reshape(5, -1)
+    assert (values[:, cols:] == 0).all()
+
+
 def ones(*shape: int) -> Floats:
     return np.ones(shape, np.float32)
 
@@ -131,6 +145,10 @@ def call_rotate(
         lambda: call_rotate(mix=ones(4, 3)),
         lambda: call_rotate(mix=ones(8, 8)),
         lambda: call_rotate(block=2, mix=ones(16, 16)),
+        lambda: _native.PackedRows(4, 32, 16, np.zeros(4 * 48 - 1, np.uint8)),
+        lambda: _native.PackedRows(4, 32, 16, np.zeros(4 * 48 + 1, np.uint8)[1:]),
+        lambda: _native.PackedRows(0, 32, 16, np.zeros(48, np.uint8)),
+        lambda: _native.PackedRows.row_bytes(32, 12),
         lambda: _native.PackedRows(0, 32, 16),
         lambda: _native.PackedRows(-1, 32, 16),
         lambda: _native.PackedRows(4, 0, 16),

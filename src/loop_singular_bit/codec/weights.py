@@ -29,8 +29,11 @@ class InputRows:
     """Rows that enter one or more matrices of a program: as they are, and rotated to int8 once for
     all matrices that share a rotation."""
 
-    def __init__(self, rows_max: int, cols: int) -> None:
-        self._packed = _native.PackedRows(rows_max, cols, activation_group(cols))
+    def __init__(
+        self, rows_max: int, cols: int, memory: npt.NDArray[np.uint8] | None = None
+    ) -> None:
+        """memory: for the rounded rows, at least rows_max * PackedRows.row_bytes; None: its own."""
+        self._packed = _native.PackedRows(rows_max, cols, activation_group(cols), memory)
         self._packed_for: InputTransform | None = None
 
     def load(self, program: Program, x: Floats) -> None:

@@ -27,9 +27,9 @@ from loop_singular_bit.engine.sweep import (
     Head,
     InputSite,
     Sweep,
-    Workspace,
     record_layer,
 )
+from loop_singular_bit.engine.workspace import Workspace
 from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, Role
 
 Floats = npt.NDArray[np.float32]

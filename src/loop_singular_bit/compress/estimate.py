@@ -12,13 +12,13 @@ from loop_singular_bit.compress.source import Source
 from loop_singular_bit.engine.kv import cache_bytes
 from loop_singular_bit.engine.memory_plan import (
     PROCESS_BYTES,
-    TOKENIZER_BYTES_PER_TOKEN,
+    READING_BYTES_PER_TOKEN,
     Setting,
     resident_plan,
     streamed_plan,
 )
 from loop_singular_bit.engine.runtime import usable_cores
-from loop_singular_bit.engine.sweep import workspace_bytes
+from loop_singular_bit.engine.workspace import workspace_bytes
 from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
 
 
@@ -43,7 +43,7 @@ def compress_ram(source: Source, tokens: int) -> Ledger:
     """Peak memory of a compression: the worst moment of each holder, added up."""
     spec = source.spec
     ledger = Ledger()
-    ledger.reserve("process", PROCESS_BYTES + 2 * TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
+    ledger.reserve("process", PROCESS_BYTES + 2 * READING_BYTES_PER_TOKEN * spec.vocab)
     layer = sum(t.count * STORED_BYTES[source.dtype(t)] for t in layer_tensors(spec, 0))
     top = [t for t in all_tensors(spec) if t.role in (Role.EMBEDDING, Role.HEAD)]
     stored = sum(t.count * STORED_BYTES[source.dtype(t)] for t in top)

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 DRAFT_MAX = 15  # tokens of a draft: 16 rows of a sweep, one of them chosen already
 DRAFT_MIN = 3  # drafts that fail do not become shorter: 4 rows cost little more than 1
+_NOTHING = np.empty((0, 0), np.float32)
 MATCH_MIN, MATCH_MAX = 2, 8  # tokens that have to agree, and enough of them to look no further
 CANDIDATES_MAX = 64  # earlier places compared for one draft, the latest first
 
@@ -117,7 +118,7 @@ class DraftedSession:
         self._draft_max = self._length = draft_max
         self._draft: list[int] = []  # looked at by the last sweep
         self._taken = 0  # so many of them came true
-        self._logits: list[Floats] = []  # after the token before them, and after each
+        self._logits = _NOTHING  # [N, vocab] after the token before them, and after each
         self._drafted = self._accepted = self._sweeps = 0
 
     @property
@@ -135,7 +136,7 @@ class DraftedSession:
         self._session.accept(1)
         self._accepted += 1
         self._taken += 1
-        return self._logits[self._taken]
+        return self._given()
 
     def _sweep(self, token: int, left: int) -> Floats:
         self._adapt()
@@ -146,9 +147,14 @@ class DraftedSession:
         self._sweeps += 1
         if not self._draft:
             return self._session.advance([token])
-        self._logits = list(self._session.look_ahead([token, *self._draft]))
+        self._logits = _NOTHING  # gone before there are new ones
+        self._logits = self._session.look_ahead([token, *self._draft])
         self._session.accept(1)
-        return self._logits[0]
+        return self._given()
+
+    def _given(self) -> Floats:
+        """A copy: what is given out must not keep the others in memory."""
+        return np.array(self._logits[self._taken], np.float32)
 
     def _adapt(self) -> None:
         """Twice the length when all of a draft came true, half of it when not."""

@@ -16,23 +16,20 @@ from loop_singular_bit.engine.kv import KV_BITS_DEFAULT, attention_bytes, cache_
 from loop_singular_bit.engine.ring import SLOTS_MIN
 from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
 from loop_singular_bit.engine.stream import cut, streamed_extents
-from loop_singular_bit.engine.sweep import head_bytes, workspace_bytes
+from loop_singular_bit.engine.workspace import head_bytes, workspace_bytes
 from loop_singular_bit.models.spec import ModelSpec
 
 # Peak resident sets of fresh processes on Linux x86-64 with Python 3.11: interpreter, numpy
-# and this package after the first tokens 47 MB, chat template and command line 7 MB more; the
-# tokenizer of 49152 tokens 35 MB that later allocations do not take over.
+# and this package after the first tokens 47 MB, chat template and command line 7 MB more; of
+# tokenizers of 32000 to 151936 tokens 340 to 400 bytes a token stay, of 810 to 870 while they are
+# read.
 PROCESS_BYTES = 54_000_000
-TOKENIZER_BYTES_PER_TOKEN = 800
+TOKENIZER_BYTES_PER_TOKEN = 450
+READING_BYTES_PER_TOKEN = 900
 EXTENT_BYTES = 1000  # of the objects that say where an extent lies
 
-SWEEP_ROWS = (
-    256,
-    128,
-    64,
-    32,
-    16,
-)  # rows of one sweep, best first: a weight is decoded once for all
+# Rows of one sweep, best first: a weight is read and decoded once for all.
+SWEEP_ROWS = (256, 192, 128, 96, 64, 48, 32, 16)
 HEAD_ROWS_MAX = 16  # rows whose logits are computed together
 SLOTS_MAX = 6
 PLANES_PER_BYTE = 4  # of decoded weights
@@ -108,6 +105,11 @@ def span_bytes(spec: ModelSpec, records: Sequence[RecordPlan]) -> list[int]:
     return spans
 
 
+def activation_bytes(spec: ModelSpec, rows: int) -> int:
+    """Bytes of the memory that the layers and, after them, the head work in."""
+    return max(workspace_bytes(spec, rows), head_bytes(spec, min(rows, HEAD_ROWS_MAX)))
+
+
 def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int) -> Ledger:
     ledger = Ledger()
     ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
@@ -115,10 +117,16 @@ def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int) -> Ledger
     cache = cache_bytes(spec, setting.sequences, setting.context, setting.kv_bits)
     ledger.reserve("kv", cache)
     ledger.reserve("attention", attention_bytes(spec, setting.context, setting.threads))
-    ledger.reserve("activations", workspace_bytes(spec, rows))
-    ledger.reserve("logits", head_bytes(spec, min(rows, HEAD_ROWS_MAX)))
+    ledger.reserve("activations", activation_bytes(spec, rows))
     ledger.reserve("drafts", setting.sequences * draft_bytes(spec.vocab, setting.context))
     ledger.reserve("rotary", 4 * setting.context * spec.head_dim)
+    return ledger
+
+
+def _with_opening(spec: ModelSpec, ledger: Ledger) -> Ledger:
+    """Reading the tokenizer, before all else is there, may take more than all of it."""
+    opening = PROCESS_BYTES + READING_BYTES_PER_TOKEN * spec.vocab
+    ledger.reserve("opening", max(0, opening - ledger.total_bytes))
     return ledger
 
 
@@ -130,7 +138,7 @@ def resident_plan(spec: ModelSpec, records: Sequence[RecordPlan], setting: Setti
     if setting.unpack:
         stored = _unpacked_bytes(spec, records)
     ledger.reserve("weights", stored + sum(map(kept_bytes, records)))
-    return RunPlan(ledger, rows)
+    return RunPlan(_with_opening(spec, ledger), rows)
 
 
 def product_bytes(record: RecordPlan, unpacked: bool) -> int:
@@ -185,7 +193,7 @@ def _with_ring(
         pinned, pinned_bytes = pinned + 1, pinned_bytes + size + 3 * PAGE_BYTES
     ledger.reserve("slots", slots * slot)
     ledger.reserve("weights that stay", pinned_bytes)
-    return RunPlan(ledger, rows, slots, pinned)
+    return RunPlan(_with_opening(spec, ledger), rows, slots, pinned)
 
 
 def best_plan(

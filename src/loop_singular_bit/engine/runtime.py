@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import Ledger
-from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.container import AlignedBuffer, ContainerReader
 from loop_singular_bit.engine.artefact import (
     WEIGHTS_FILE,
     ArtefactNetwork,
@@ -27,6 +27,7 @@ from loop_singular_bit.engine.memory_plan import (
     HEAD_ROWS_MAX,
     RunPlan,
     Setting,
+    activation_bytes,
     as_plans,
     best_plan,
 )
@@ -59,19 +60,28 @@ class Engine:
         self.context = context
         self.cache = KVCache(network.spec, slots, context, bits=kv_bits)
         rotary = rotary_table(network.spec, self.cache.context)
-        self._sweep = Sweep(network, self.cache, rotary, rows_max)
-        self._head = Head(network, min(HEAD_ROWS_MAX, rows_max))
+        memory = AlignedBuffer(activation_bytes(network.spec, rows_max)).array
+        self._sweep = Sweep(network, self.cache, rotary, rows_max, memory)
+        self._head = Head(network, min(HEAD_ROWS_MAX, rows_max), memory)
 
     def hidden(self, ids: Sequence[int], slot: int, position: int) -> Floats:
         """Final hidden states [N, hidden] of N more tokens of a sequence, in sweeps of rows_max."""
-        parts = []
+        return np.concatenate([part.copy() for part in self._sweeps(ids, slot, position)])
+
+    def last_hidden(self, ids: Sequence[int], slot: int, position: int) -> Floats:
+        """The last of them [1, hidden], without keeping the others."""
+        for part in self._sweeps(ids, slot, position):
+            last = part[-1:]
+        return last.copy()
+
+    def _sweeps(self, ids: Sequence[int], slot: int, position: int) -> Iterator[Floats]:
+        """Final hidden states sweep by sweep, each valid until the next."""
         for start in range(0, len(ids), self._sweep.rows_max):
             part = np.asarray(ids[start : start + self._sweep.rows_max], np.int64)
             places = np.arange(len(part), dtype=np.int32) + np.int32(position + start)
             batch = Batch(part, np.full(len(part), slot, np.int32), places)
             last = start + len(part) == len(ids)
-            parts.append(self._sweep.hidden(batch, head_follows=last))
-        return np.concatenate(parts)
+            yield self._sweep.hidden(batch, head_follows=last)
 
     def logits(self, x: Floats) -> Floats:
         """float32 [N, vocab] of hidden states [N, hidden]."""
@@ -95,16 +105,18 @@ class SlotSession:
 
     def advance(self, ids: Sequence[int]) -> Floats:
         """Appends ids; logits [vocab] after the last one."""
-        x = self._run(ids)
+        self._check(ids)
+        x = self._engine.last_hidden(ids, self._slot, self._position)
         self._position += len(ids)
-        last: Floats = self._engine.logits(x[-1:])[0]
+        last: Floats = self._engine.logits(x)[0]
         return last
 
     def look_ahead(self, ids: Sequence[int]) -> Floats:
         """Logits [N, vocab] after each of at most DRAFT_MAX + 1 ids, which `accept` appends."""
         if len(ids) > DRAFT_MAX + 1:
             raise InputRefusedError(f"cannot look at {len(ids)} tokens: at most {DRAFT_MAX + 1}")
-        x = self._run(ids)
+        self._check(ids)
+        x = self._engine.hidden(ids, self._slot, self._position)
         self._looked_at = len(ids)
         return self._engine.logits(x)
 
@@ -115,8 +127,8 @@ class SlotSession:
         self._position += count
         self._looked_at -= count
 
-    def _run(self, ids: Sequence[int]) -> Floats:
-        """Hidden states [N, hidden] of ids behind the position."""
+    def _check(self, ids: Sequence[int]) -> None:
+        """Refuses ids that cannot follow; forgets what was looked at."""
         vocab = self._engine.network.spec.vocab
         if not ids or min(ids) < 0 or max(ids) >= vocab:
             raise InputRefusedError(f"token ids must be at least one, each in 0..{vocab - 1}")
@@ -125,7 +137,6 @@ class SlotSession:
                 f"{self._position} + {len(ids)} tokens do not fit a context of {self.context}"
             )
         self._looked_at = 0
-        return self._engine.hidden(ids, self._slot, self._position)
 
     def rewind(self, position: int) -> None:
         """Forgets everything from `position` on."""
@@ -212,6 +223,7 @@ def open_model(
     positions = choose_context(spec, context)
     setting = Setting(positions, sequences, kv_bits, _native.threads(), unpack)
     plan = plan_run(directory, setting, ram_bytes)
+    _native.release_free_memory()  # reading a tokenizer takes twice what it then holds
     network = _open_network(directory, plan, unpack)
     try:
         engine = Engine(network, sequences, positions, plan.rows, kv_bits)

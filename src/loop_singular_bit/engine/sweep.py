@@ -14,9 +14,13 @@ from loop_singular_bit.codec.weights import InputRows, multiply
 from loop_singular_bit.engine.kv import KVCache, LayerCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import RotaryTable
+from loop_singular_bit.engine.workspace import Arena, Workspace, head_buffers
 from loop_singular_bit.models.spec import ModelSpec, Role
 
 Floats = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+EMBEDDED_TOGETHER = 16  # rows of the embedding, which takes memory beside the result
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,6 @@ SITE_OF_ROLE = {
     Role.O: InputSite.OUTPUT, Role.GATE: InputSite.MLP, Role.UP: InputSite.MLP,
     Role.DOWN: InputSite.DOWN,
 }  # fmt: skip
-
-
-class Workspace:
-    """Activation buffers for up to `rows_max` rows, made once. x holds the hidden states."""
-
-    def __init__(self, spec: ModelSpec, rows_max: int) -> None:
-        def floats(width: int) -> Floats:
-            return np.empty((rows_max, width), np.float32)
-
-        self.rows_max = rows_max
-        self.x, self.normed, self.delta = (floats(spec.hidden) for _ in range(3))
-        self.q, self.attended = floats(spec.query_width), floats(spec.query_width)
-        self.k, self.v = floats(spec.kv_width), floats(spec.kv_width)
-        self.gate, self.up = floats(spec.intermediate), floats(spec.intermediate)
-        self.hidden_rows = InputRows(rows_max, spec.hidden)
-        self.query_rows = InputRows(rows_max, spec.query_width)
-        self.inner_rows = InputRows(rows_max, spec.intermediate)
-
-
-def workspace_bytes(spec: ModelSpec, rows_max: int) -> int:
-    """Bytes a Workspace takes: float32 buffers, and int8 inputs."""
-    buffers = 3 * spec.hidden + 2 * spec.query_width + 2 * spec.kv_width + 2 * spec.intermediate
-    inputs = spec.hidden + spec.query_width + spec.intermediate
-    return rows_max * (4 * buffers + inputs)
 
 
 @dataclass(frozen=True)
@@ -120,6 +100,7 @@ def record_layer(
     rows = enter(InputSite.OUTPUT, work.attended, work.query_rows)
     multiply(rows, [(layer.o, work.delta)])
     program.add(work.delta, work.x)
+    program.mark()  # a stage ends: the next norm may be written where delta was read
 
     program.rms_norm(work.x, layer.mlp_norm, spec.norm_eps, work.normed)
     rows = enter(InputSite.MLP, work.normed, work.hidden_rows)
@@ -133,24 +114,32 @@ def record_layer(
 
 class Sweep:
     """Passes batches of up to `rows_max` rows through a network; keys and values are left in the
-    cache."""
+    cache. memory: as in `Arena`."""
 
     def __init__(
-        self, network: Network, cache: KVCache, rotary: RotaryTable, rows_max: int
+        self,
+        network: Network,
+        cache: KVCache,
+        rotary: RotaryTable,
+        rows_max: int,
+        memory: U8 | None = None,
     ) -> None:
         self.network, self.rows_max = network, rows_max
         self._cache, self._rotary = cache, rotary
-        self._work = Workspace(network.spec, rows_max)
+        self._work = Workspace(network.spec, rows_max, memory)
         self._programs: dict[int, LayerProgram] = {}
 
     def hidden(self, batch: Batch, head_follows: bool = True) -> Floats:
-        """Final hidden states [N, hidden]; whether their logits will be asked for next."""
+        """Final hidden states [N, hidden], valid until the memory is used again; whether their
+        logits will be asked for next."""
         self.network.begin_layers(head_follows)
         x = self._work.x[: len(batch.ids)]
-        x[:] = self.network.embedding.read_rows(batch.ids)
+        for start in range(0, len(x), EMBEDDED_TOGETHER):
+            rows = slice(start, start + EMBEDDED_TOGETHER)
+            x[rows] = self.network.embedding.read_rows(batch.ids[rows])
         for index in range(self.network.spec.layers):
             self._program(index).run(batch)
-        return x.copy()
+        return x
 
     def _program(self, index: int) -> LayerProgram:
         """Recorded anew when the weights were read anew."""
@@ -166,16 +155,18 @@ class Sweep:
 
 
 class Head:
-    """The final norm and the vocabulary's logits, `rows_max` rows at a time."""
+    """The final norm and the vocabulary's logits, `rows_max` rows at a time. memory: as in
+    `Arena`."""
 
-    def __init__(self, network: Network, rows_max: int) -> None:
+    def __init__(self, network: Network, rows_max: int, memory: U8 | None = None) -> None:
         spec, self._rows_max, self._network = network.spec, rows_max, network
-        self._x, self.normed = (np.empty((rows_max, spec.hidden), np.float32) for _ in range(2))
-        self._out = np.empty((rows_max, spec.vocab), np.float32)
+        arena = Arena(head_buffers(spec), rows_max, memory)
+        self._x, normed = (arena.floats(name, spec.hidden) for name in ("x", "normed"))
+        self._out = arena.floats("logits", spec.vocab)
         self._program = Program(rows_max)
-        self._program.rms_norm(self._x, network.final_norm, spec.norm_eps, self.normed)
-        rows = InputRows(rows_max, spec.hidden)
-        rows.load(self._program, self.normed)
+        self._program.rms_norm(self._x, network.final_norm, spec.norm_eps, normed)
+        rows = arena.packed("rows", spec.hidden)
+        rows.load(self._program, normed)
         multiply(rows, [(network.head, self._out)])
         self._nowhere = np.zeros(rows_max, np.int32)
 
@@ -190,8 +181,3 @@ class Head:
             self._program.run_steps(places, places)
             out[start : start + count] = self._out[:count]
         return out
-
-
-def head_bytes(spec: ModelSpec, rows_max: int) -> int:
-    """Bytes a Head takes."""
-    return rows_max * (9 * spec.hidden + 4 * spec.vocab)

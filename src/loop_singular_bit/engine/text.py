@@ -93,13 +93,13 @@ def _read(path: Path, kind: type[_Struct], error: type[LoopError]) -> _Struct:
 
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_bytes()  # as a str it may take four times as much
     except FileNotFoundError as failure:
         raise TokenizerError(f"{path}: no such file") from failure
-    except (OSError, UnicodeDecodeError) as failure:
+    except OSError as failure:
         raise TokenizerError(f"{path}: {failure}") from failure
     try:
-        tokenizer = Tokenizer.from_str(source)
+        tokenizer = Tokenizer.from_buffer(source)
     except Exception as failure:  # the library raises Exception itself and nothing narrower
         raise TokenizerError(f"{path}: not a tokenizer: {failure}") from failure
     # A training-time length limit in the file would cut prompts without a word.
