@@ -28,6 +28,17 @@ def test_every_split_gives_the_same_crc() -> None:
         assert crc32c(data[cut:], crc32c(data[:cut])) == whole
 
 
+@pytest.mark.parametrize("size", [12287, 12288, 12289, 40_003])
+def test_long_data_give_the_crc_of_their_short_parts(size: int) -> None:
+    """Long data go through several streams at once, short data through one."""
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    crc = 0
+    for start in range(0, size, 1000):
+        crc = crc32c(data[start : start + 1000], crc)
+    assert crc32c(data) == crc
+    assert crc32c(data[3:].copy(), crc32c(data[:3])) == crc
+
+
 def test_every_bit_flip_shows() -> None:
     data = bytearray(range(40))
     seen = {crc32c(data)}
