@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_runs import Command
 
-from loop_singular_bit.measure import capped_run, memory_bench, speed
+from loop_singular_bit.measure import capped_run, disk, memory_bench, speed
 from loop_singular_bit.measure.capped_run import Cap, Ended
 from loop_singular_bit.measure.memory_bench import MemoryFigures
 from loop_singular_bit.measure.speed import SpeedFigures
@@ -19,6 +19,7 @@ SHORT = ("--prompt", "8", "--generate", "4", "--repeats", "1", "--threads", "1")
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEMORY_BYTES", 1 << 20)
     monkeypatch.setattr(speed, "KERNEL_SHAPE", (64, 256))
+    monkeypatch.setattr(disk, "PROBE_SECONDS", 0.05)
 
 
 def test_json_has_every_figure(lsb: Command, tiny_artefact: Path) -> None:

@@ -5,6 +5,17 @@ from pathlib import Path
 
 import pytest
 from cli_runs import Command
+from tiny import write_tiny_model
+
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.measure import disk, speed
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "KERNEL_SHAPE", (64, 256))
+    monkeypatch.setattr(speed, "MEMORY_BYTES", 1 << 20)
+    monkeypatch.setattr(disk, "PROBE_SECONDS", 0.05)
 
 
 def test_json_has_sizes_and_memory_by_holder(tiny_model: Path, lsb: Command) -> None:
@@ -16,6 +27,29 @@ def test_json_has_sizes_and_memory_by_holder(tiny_model: Path, lsb: Command) -> 
     assert found["original_bytes_16bit"] == 2 * found["parameters"]
     for name in ("ram_resident", "ram_streamed", "compress_ram"):
         assert found[f"{name}_bytes"] == sum(found[name].values())
+
+
+def test_an_artefact_is_estimated_as_it_lies(tiny_artefact: Path, lsb: Command) -> None:
+    outcome = lsb("estimate", tiny_artefact, "--context", 64, "--kv", 4, "--threads", 1, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    found = json.loads(outcome.out)
+    assert found["size_bytes"] > (tiny_artefact / WEIGHTS_FILE).stat().st_size
+    assert found["run"]["rows"] == 64
+    assert found["run"]["disk_bytes_per_second"] is None
+    assert found["run"]["tokens_per_second"] == 1 / found["run"]["seconds"]
+    assert "compress_ram" not in found
+    assert "\nspeed\t" in lsb("estimate", tiny_artefact).out
+
+
+def test_a_run_that_streams_is_told_by_its_disk(tmp_path: Path, lsb: Command) -> None:
+    model = write_tiny_model(tmp_path / "model", layers=8)
+    command = ("estimate", model, "--codec", "int8", "--embedding", "raw", "--json")
+    whole = json.loads(lsb(*command).out)
+    assert whole["run"]["sweep_bytes"] == 0
+    ram_mb = whole["ram_streamed_bytes"] / 1e6
+    run = json.loads(lsb(*command, "--ram-mb", ram_mb).out)["run"]
+    assert run["sweep_bytes"] > 0
+    assert run["disk_bytes_per_second"] > 0
 
 
 def test_more_context_takes_more_memory(tiny_model: Path, lsb: Command) -> None:

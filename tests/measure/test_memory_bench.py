@@ -9,18 +9,16 @@ from pathlib import Path
 import pytest
 
 from loop_singular_bit.compress.synthetic import SyntheticOptions, write_synthetic
-from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
 from loop_singular_bit.engine.memory_plan import Setting, as_plans, streamed_plan
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
-from loop_singular_bit.measure import memory_bench, speed
+from loop_singular_bit.measure import disk, memory_bench, speed
 from loop_singular_bit.measure.capped_run import Ended, MemoryUse
 from loop_singular_bit.measure.disk import disk_rate
 from loop_singular_bit.measure.memory_bench import (
     MemoryFigures,
     MemoryOptions,
-    kernel_seconds,
     measure_memory,
 )
 from loop_singular_bit.measure.memory_child import ChildRequest, run_child
@@ -32,6 +30,8 @@ OPTIONS = MemoryOptions(None, context=64, prompt=20, generate=6, threads=1)
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "KERNEL_SHAPE", (64, 256))
+    monkeypatch.setattr(speed, "MEMORY_BYTES", 1 << 20)
+    monkeypatch.setattr(disk, "PROBE_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -90,23 +90,6 @@ def test_streaming_is_told_by_what_was_read_from_disk(shape: Path) -> None:
         pytest.skip("this file system counts no reads from disk")
     assert streamed.generation_read_bytes > 3 * layer_bytes
     assert len(streamed.token_seconds) == 4
-
-
-def record(name: str, planes: int, rows: int, cols: int) -> Record:
-    attributes = {"planes": planes, "window": 7, "rows": rows, "cols": cols}
-    return Record(name, "planes", attributes, ())
-
-
-def test_kernel_time_is_that_of_the_weights_by_their_planes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory_bench, "kernel_rate", lambda planes, window: 100.0 / planes)
-    layer = [record("layers.0.q", 2, 10, 10), record("layers.0.k", 3, 5, 20)]
-    vector = Record("final_norm", "vector", {"count": 9}, ())
-    embed, head = record("embed", 1, 100, 10), record("head", 1, 200, 10)
-    assert kernel_seconds([*layer, vector]) == pytest.approx(2 + 3)
-    assert kernel_seconds([*layer, embed]) == pytest.approx(5 + 10)  # tied: it is the head
-    assert kernel_seconds([embed, *layer, head]) == pytest.approx(5 + 20)
 
 
 def test_the_reader_alone_reads_every_run_or_as_much_as_asked(shape: Path) -> None:

@@ -207,9 +207,10 @@ def _token_rows(values: dict[str, Any], f: dict[str, Any]) -> list[tuple[str, st
         (f"prompt of {values['prompt_tokens']}", f"{f['prompt_per_second']:.2f} tokens/s"),
         (f"generation of {values['generated_tokens']}",
          f"{f['generated_per_second']:.3f} ± {f['generated_deviation']:.3f} tokens/s"),
+        ("predicted", f"{1 / values['predicted']['seconds']:.3f} tokens/s"),
         ("read for a token", size_text(f["token_read_bytes"])),
         ("disk while generating", f"{f['disk_bytes_per_second'] / 1e9:.3f} GB/s"),
-        ("reader alone", f"{f['reader_bytes_per_second'] / 1e9:.3f} GB/s"),
+        ("reader beside a core kept awake", f"{f['reader_bytes_per_second'] / 1e9:.3f} GB/s"),
         ("kernel alone", f"{f['kernel_seconds']:.3f} s a token"),
         ("ratio to the floor", f"{f['ratio_to_floor']:.2f} of {f['floor_seconds']:.3f} s"),
     ]  # fmt: skip

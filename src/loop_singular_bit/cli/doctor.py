@@ -11,11 +11,13 @@ import click
 from loop_singular_bit.cli.options import json_flag
 from loop_singular_bit.cli.show import print_json, print_table
 
+_PROBE_BYTES = 1 << 26  # written, read and removed again
+
 
 @click.command("doctor")
 @json_flag
 def doctor(as_json: bool) -> None:
-    """Show versions, instruction sets, kernels, memory, and how files would be read here.
+    """Show versions, instruction sets, kernels, memory, and how fast files would be read here.
 
     \b
     lsb doctor
@@ -44,7 +46,7 @@ def _facts() -> dict[str, Any]:
         "instruction_sets": ", ".join(tiers),
         "in_use": _native.active_tier(),
         "planes_weights_per_second": _kernel_rate(),
-        "reads_here": _reads(Path.cwd()),
+        **_reads(Path.cwd()),
     }
 
 
@@ -58,17 +60,22 @@ def _kernel_rate() -> float:
     return round(kernel_rate(planes=3, window=7))
 
 
-def _reads(directory: Path) -> str:
-    """The reader's back end on the file system of `directory`."""
+def _reads(directory: Path) -> dict[str, Any]:
+    """The reader's back end on the file system of `directory`, and how fast it brings bytes in."""
+    import os
     import tempfile
 
     from loop_singular_bit.container.directio import PageFile
+    from loop_singular_bit.measure.disk import probe_disk
 
     with tempfile.NamedTemporaryFile(dir=directory) as file:
-        file.write(bytes(4096))
+        file.write(os.urandom(_PROBE_BYTES))
         file.flush()
-        opened = PageFile(Path(file.name), None)
-        try:
-            return opened.backend.value
-        finally:
-            opened.close()
+        os.fsync(file.fileno())
+        path = Path(file.name)
+        opened = PageFile(path)
+        opened.close()
+        return {
+            "reads_here": opened.backend.value,
+            "disk_bytes_per_second": round(probe_disk(path)),
+        }

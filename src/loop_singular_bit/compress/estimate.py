@@ -9,6 +9,7 @@ from loop_singular_bit.compress.allocate import Plan, record_plans
 from loop_singular_bit.compress.calibrate import ROWS_MAX
 from loop_singular_bit.compress.original import resident_layers
 from loop_singular_bit.compress.source import Source
+from loop_singular_bit.container import RecordPlan
 from loop_singular_bit.engine.kv import cache_bytes
 from loop_singular_bit.engine.memory_plan import (
     PROCESS_BYTES,
@@ -22,17 +23,19 @@ from loop_singular_bit.engine.workspace import workspace_bytes
 from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
 
 
+def planned_records(source: Source, plan: Plan) -> list[RecordPlan]:
+    """The records that the artefact would have."""
+    dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
+    return record_plans(source.spec, dtypes, plan.codecs)
+
+
 def run_ram(
     source: Source, plan: Plan, context: int, ram_bytes: int | None = None
 ) -> tuple[Ledger, Ledger]:
     """Memory of a run with one sequence: everything in memory, and streamed within a budget (None:
     the least that runs)."""
-    spec = source.spec
-    dtypes = {t.name: source.dtype(t) for t in all_tensors(spec)}
-    records, setting = (
-        record_plans(spec, dtypes, plan.codecs),
-        Setting(context, threads=usable_cores()),
-    )
+    spec, records = source.spec, planned_records(source, plan)
+    setting = Setting(context, threads=usable_cores())
     return (
         resident_plan(spec, records, setting).ledger,
         streamed_plan(spec, records, setting, ram_bytes).ledger,

@@ -272,9 +272,12 @@ class ContainerReader:
         that comes before it in the file.
         """
         base = page_floor(start)
-        view = buffer.view
-        self._opened.files[shard].read(base, end - base, view)
-        cursor = start
+        self._opened.files[shard].read(base, end - base, buffer.view)
+        self._verify(blocks, buffer.view, base, start)
+        return base
+
+    def _verify(self, blocks: Iterable[_Block], view: memoryview, base: int, cursor: int) -> None:
+        """Checks blocks, and that only zeros are between them from the offset `cursor` on."""
         for block in blocks:
             if view[cursor - base : block.offset - base].tobytes().strip(b"\0"):
                 raise self._damaged(block.piece, "the gap before it holds a byte that is not zero")
@@ -285,7 +288,6 @@ class ContainerReader:
                 message = f"block {number}: crc32c found {found:08x}, expected {expected:08x}"
                 raise self._damaged(block.piece, message)
             cursor = block.end
-        return base
 
     def _damaged(self, piece: Piece, message: str) -> ResourceError:
         return ResourceError(

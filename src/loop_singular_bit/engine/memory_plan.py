@@ -49,12 +49,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """rows: of one sweep. slots, pinned: of the ring; 0 where everything is in memory."""
+    """rows: of one sweep. slots, pinned: of the ring; 0 where everything is in memory.
+    sweep_bytes: read from disk for each sweep of the layers and the head."""
 
     ledger: Ledger
     rows: int
     slots: int = 0
     pinned: int = 0
+    sweep_bytes: int = 0
 
     @property
     def streamed(self) -> bool:
@@ -193,7 +195,7 @@ def _with_ring(
         pinned, pinned_bytes = pinned + 1, pinned_bytes + size + 3 * PAGE_BYTES
     ledger.reserve("slots", slots * slot)
     ledger.reserve("weights that stay", pinned_bytes)
-    return RunPlan(_with_opening(spec, ledger), rows, slots, pinned)
+    return RunPlan(_with_opening(spec, ledger), rows, slots, pinned, sum(spans[pinned:]))
 
 
 def best_plan(

@@ -6,16 +6,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loop_singular_bit import _native
-from loop_singular_bit.container.index import Record
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
-from loop_singular_bit.engine.memory_plan import Setting
+from loop_singular_bit.engine.memory_plan import Setting, as_plans
 from loop_singular_bit.engine.ring import READERS
 from loop_singular_bit.engine.runtime import plan_run, usable_cores
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
@@ -23,7 +21,7 @@ from loop_singular_bit.measure.capped_run import Cap, Ended, MemoryUse, run_capp
 from loop_singular_bit.measure.disk import disk_rate
 from loop_singular_bit.measure.memory_child import ChildFigures, ChildRequest
 from loop_singular_bit.measure.page_cache import evict
-from loop_singular_bit.measure.speed import kernel_rate
+from loop_singular_bit.measure.predict import Prediction, kernel_seconds, predict
 
 GROWTH_NOISE_BYTES = 1_000_000  # arenas and the interpreter's own objects come and go
 
@@ -56,7 +54,9 @@ class TokenFigures:
 
     generated_per_second, generated_deviation  one over the median token's seconds; over all tokens
     token_read_bytes     that one generated token had read from disk
-    disk_bytes_per_second  while generating; reader_bytes_per_second: the reader alone, cold cache
+    disk_bytes_per_second  while generating
+    reader_bytes_per_second  the reader alone from a cold cache, the best of several passes, beside
+                         a core kept awake, as the multiplications of a run keep one
     kernel_seconds       of one token's weights at the speed of the kernel in cache
     floor_seconds        of a token: its bytes at the reader's speed or its weights at the
                          kernel's, whichever takes longer
@@ -91,6 +91,7 @@ class MemoryFigures:
     """One run.
 
     estimated_bytes      what the engine's plan, and so `lsb estimate`, says the run takes
+    predicted            tokens a second and what they follow from, as `lsb estimate` says before
     cached_before_bytes  of the artefact in the page cache when it started: 0 is a cold cache
     outcome              "finished", "killed: out of memory", or what the process said
     """
@@ -101,6 +102,7 @@ class MemoryFigures:
     prompt_tokens: int
     generated_tokens: int
     estimated_bytes: int
+    predicted: Prediction
     cached_before_bytes: int
     outcome: str
     use: MemoryUse
@@ -123,6 +125,8 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
     threads = usable_cores() if options.threads is None else options.threads
     setting = Setting(options.context, kv_bits=options.kv_bits, threads=threads)
     plan = plan_run(directory, setting, options.ram_bytes)
+    with ContainerReader.open(weights) as reader:
+        predicted = predict(as_plans(reader.records), plan, weights, threads)
     files = sorted(path for path in directory.iterdir() if path.is_file())
     cached = evict(files)
     ended = run_capped(_command(directory, options), Cap(options.ram_bytes, options.group), files)
@@ -134,7 +138,7 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
     return MemoryFigures(
         model=directory.resolve().name, limit_bytes=options.ram_bytes, context=options.context,
         prompt_tokens=options.prompt, generated_tokens=options.generate,
-        estimated_bytes=plan.ledger.total_bytes,
+        estimated_bytes=plan.ledger.total_bytes, predicted=predicted,
         cached_before_bytes=cached, outcome=outcome, use=ended.use, tokens=tokens,
     )  # fmt: skip
 
@@ -166,7 +170,7 @@ def _outcome(ended: Ended, directory: Path) -> str:
 def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -> TokenFigures:
     _native.set_threads(child.threads)
     with ContainerReader.open(weights) as reader:
-        kernel = kernel_seconds(reader.records)
+        kernel = kernel_seconds(as_plans(reader.records))
     reader_rate = disk_rate(weights, READERS)
     seconds = child.token_seconds
     typical = statistics.median(seconds)
@@ -183,17 +187,3 @@ def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -
         ratio_to_floor=floor / typical, resident_bytes=child.resident_bytes,
         growth_bytes=child.growth_bytes, ledger=child.ledger,
     )  # fmt: skip
-
-
-def kernel_seconds(records: Iterable[Record]) -> float:
-    """Of one token through every matrix of planes at the speed of the kernel in cache; an
-    embedding that is only looked up is left out."""
-    weights: dict[tuple[int, int], int] = {}
-    listed = list(records)
-    untied = any(record.name == "head" for record in listed)
-    for record in listed:
-        if record.kind == "planes" and not (untied and record.name == "embed"):
-            get = record.attributes
-            key = int(get["planes"]), int(get["window"])
-            weights[key] = weights.get(key, 0) + int(get["rows"]) * int(get["cols"])
-    return sum(count / kernel_rate(*key) for key, count in weights.items())
