@@ -1,11 +1,12 @@
 """One artefact under several memory limits: peak with page cache, speed, ratio to the floor.
 
     lsb bench make-shape mistral-7b -o SHAPE --bpw 3.35
-    python benches/memory_budget.py SHAPE [--cgroup GROUP] [--runs 400:4096:200 192:2048:200]
+    python benches/memory_budget.py SHAPE [--cgroup GROUP] [--runs 192:2048:200 0:4096:200]
 
 A run is budget in MB (0: no limit) : positions : generated tokens, each from a cold page cache in a
 process of its own. GROUP is a memory control group handed over for this; without one the kernel
-limits anonymous memory only. Writes benches/results/NAME.json.
+limits anonymous memory only. Writes benches/results/NAME.json, and NAME.svg: tokens a second by
+budget. Fails when the tokens are not the same under every budget, with drafts and without.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine_facts, write_result
+from machine import RESULTS, machine_facts, write_result
+
+from loop_singular_bit.measure.budgets import check_same_tokens, speed_plot
 
 
 def run(directory: Path, what: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=1500)
     parser.add_argument("--name", default="memory_budget", help="of the file in benches/results")
     parser.add_argument("--kv", type=int, default=4)
-    parser.add_argument("--runs", nargs="*", default=["400:4096:200", "192:2048:200"])
+    parser.add_argument("--runs", nargs="*", default=["192:2048:200", "400:4096:200", "0:4096:200"])
     options = parser.parse_args()
     report = json.loads((options.directory / "report.json").read_text("utf-8"))
     facts = {key: report.get(key) for key in ("synthetic", "size_bytes", "bits_per_weight")}
@@ -57,6 +60,8 @@ def main() -> None:
     command += "--runs " + " ".join(options.runs)
     result = {"command": command, **facts, "kv_bits": options.kv, "runs": runs}
     write_result(options.name, {**result, "machine": machine_facts()})
+    (RESULTS / f"{options.name}.svg").write_text(speed_plot(runs), "utf-8")
+    check_same_tokens(runs)
 
 
 if __name__ == "__main__":

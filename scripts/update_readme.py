@@ -85,9 +85,9 @@ def memory_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in memory["runs"]:
-        tokens = run["tokens"]
+        tokens, limit = run["tokens"], run["limit_bytes"]
         lines.append(
-            f"| {run['limit_bytes'] / 1e6:.0f} MB | {run['context']} | "
+            f"| {'none' if limit is None else f'{limit / 1e6:.0f} MB'} | {run['context']} | "
             f"{run['use']['peak_bytes'] / 1e6:.1f} MB | {run['estimated_bytes'] / 1e6:.1f} MB | "
             f"{tokens['resident_bytes'] / 1e6:.1f} MB | "
             f"{tokens['generated_per_second']:.3f} over {run['generated_tokens']} | "

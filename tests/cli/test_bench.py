@@ -9,7 +9,7 @@ from cli_runs import Command
 
 from loop_singular_bit.measure import capped_run, disk, memory_bench, speed
 from loop_singular_bit.measure.capped_run import Cap, Ended
-from loop_singular_bit.measure.memory_bench import MemoryFigures
+from loop_singular_bit.measure.memory_bench import MemoryFigures, MemoryOptions
 from loop_singular_bit.measure.speed import SpeedFigures
 
 SHORT = ("--prompt", "8", "--generate", "4", "--repeats", "1", "--threads", "1")
@@ -98,6 +98,38 @@ def test_people_get_the_memory_as_a_table(lsb: Command, tiny_artefact: Path) -> 
     assert rows["outcome"] == "finished"
     assert rows["peak with page cache"].endswith(" MB")
     assert "process" in rows["ledger"]
+
+
+def test_several_budgets_give_one_table_and_a_plot(
+    lsb: Command, tiny_artefact: Path, tmp_path: Path
+) -> None:
+    files = ("--save", tmp_path / "all.json", "--plot", tmp_path / "speed.svg")
+    outcome = lsb("bench", "memory", tiny_artefact, *RUN, "--ram-mb", "300,all", *files)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [line.split("\t") for line in outcome.out.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["--ram-mb", "300", "all"]
+    assert all(len(line) == len(lines[0]) for line in lines)
+    runs = json.loads((tmp_path / "all.json").read_text("utf-8"))["runs"]
+    assert [run["limit_bytes"] for run in runs] == [300_000_000, None]
+    assert len(runs[0]["tokens"]["token_ids"].split()) == 4
+    assert "300" in (tmp_path / "speed.svg").read_text("utf-8")
+
+
+def test_other_tokens_under_another_budget_are_a_missed_target(
+    lsb: Command, tiny_artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = memory_bench.measure_memory
+
+    def changed(directory: Path, options: MemoryOptions) -> MemoryFigures:
+        found = measured(directory, options)
+        if options.ram_bytes is None or found.tokens is None:
+            return found
+        return replace(found, tokens=replace(found.tokens, token_ids="-1 -1 -1 -1"))
+
+    monkeypatch.setattr(memory_bench, "measure_memory", changed)
+    outcome = lsb("bench", "memory", tiny_artefact, *RUN, "--ram-mb", "all,300")
+    assert outcome.code == 3
+    outcome.one_line("token 0 is", "--ram-mb all", "-1 with --ram-mb 300")
 
 
 def test_a_peak_beyond_the_budget_is_a_missed_target(

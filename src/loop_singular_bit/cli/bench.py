@@ -121,7 +121,7 @@ def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_
     "--ram-mb",
     default="400",
     show_default=True,
-    help="Limit and budget of the run [10^6 bytes]; 0 or all: none.",
+    help="Limit and budget of the run [10^6 bytes]; 0 or all: none. Several: 192,400,all.",
 )
 @click.option("--context", default=4096, show_default=True, help="Positions to reserve.")
 @click.option("--prompt", default=1500, show_default=True, help="Tokens of the prompt.")
@@ -134,37 +134,68 @@ def make_shape(shape: str, output: Path, bpw: float, seed: int, quiet: bool, as_
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON."
 )
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write speed by budget as SVG."
+)
 @kv_option
 @threads_option
 @json_flag
 def memory(
-    directory: Path, ram_mb: str, cgroup: Path | None, save: Path | None, as_json: bool,
-    **flags: Any,
+    directory: Path, ram_mb: str, cgroup: Path | None, save: Path | None, plot: Path | None,
+    as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Run an artefact under a memory limit from a cold page cache: peak, disk, speed, floor.
 
-    Without --cgroup, RLIMIT_DATA limits, and resident set and page cache are sampled. Exit code 3
-    when the limit was not kept.
+    Several limits, with commas between, run one after another: one table, and the tokens must be
+    the same under each. Without --cgroup, RLIMIT_DATA limits, and resident set and page cache are
+    sampled. Exit code 3 when a limit was not kept or tokens differ.
 
     \b
     lsb bench memory mistral-7b-shape --ram-mb 400
+    lsb bench memory mistral-7b-shape --ram-mb 192,400,1000,all --plot speed.svg
     lsb bench memory mistral-7b-shape --ram-mb 400 --cgroup GROUP --save memory.json
     """
+    from loop_singular_bit.measure.budgets import check_same_tokens, speed_plot
     from loop_singular_bit.measure.memory_bench import MemoryOptions, measure_memory
 
-    options = MemoryOptions(ram_bytes=_ram_bytes(ram_mb), group=cgroup, **flags)
-    figures = measure_memory(directory, options)
-    values = asdict(figures) | {"kept": figures.kept}
+    limits = [_ram_bytes(each) for each in ram_mb.split(",")]
+    options = [MemoryOptions(ram_bytes=limit, group=cgroup, **flags) for limit in limits]
+    figures = [measure_memory(directory, each) for each in options]
+    runs = [asdict(each) | {"kept": each.kept} for each in figures]
+    values = runs[0] if len(runs) == 1 else {"runs": runs}
     if save is not None:
         save.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    if plot is not None:
+        plot.write_text(speed_plot(runs), "utf-8")
     if as_json:
         print_json(values)
+    elif len(runs) == 1:
+        print_table(figures[0].model, ("measured", ""), _memory_rows(runs[0]))
     else:
-        print_table(figures.model, ("measured", ""), _memory_rows(values))
-    if not figures.kept:
-        raise TargetMissedError(
-            f"--ram-mb {ram_mb}: {figures.outcome}, peak {size_text(figures.use.peak_bytes)}"
-        )
+        print_table(figures[0].model, _BUDGET_COLUMNS, [_budget_row(run) for run in runs])
+    for each, name in zip(figures, ram_mb.split(","), strict=True):
+        if not each.kept:
+            peak = size_text(each.use.peak_bytes)
+            raise TargetMissedError(f"--ram-mb {name}: {each.outcome}, peak {peak}")
+    check_same_tokens(runs)
+
+
+_BUDGET_COLUMNS = (
+    "--ram-mb", "peak", "prompt tokens/s", "tokens/s", "predicted", "floor", "read for a token",
+)  # fmt: skip
+
+
+def _budget_row(run: dict[str, Any]) -> list[str]:
+    from loop_singular_bit.measure.budgets import budget_name
+
+    name, peak, tokens = budget_name(run["limit_bytes"]), run["use"]["peak_bytes"], run["tokens"]
+    if tokens is None:
+        return [name, size_text(peak), run["outcome"], "", "", "", ""]
+    return [
+        name, size_text(peak), f"{tokens['prompt_per_second']:.2f}",
+        f"{tokens['generated_per_second']:.3f}", f"{1 / run['predicted']['seconds']:.3f}",
+        f"{1 / tokens['floor_seconds']:.3f}", size_text(tokens["token_read_bytes"]),
+    ]  # fmt: skip
 
 
 def _ram_bytes(ram_mb: str) -> int | None:

@@ -61,6 +61,7 @@ class TokenFigures:
     floor_seconds        of a token: its bytes at the reader's speed or its weights at the
                          kernel's, whichever takes longer
     ratio_to_floor       1 is as fast as the machine allows
+    token_ids, drafted_ids  generated, and the first of them again with drafts; with spaces between
     """
 
     reader: str
@@ -79,6 +80,8 @@ class TokenFigures:
     resident_bytes: int
     growth_bytes: int
     ledger: dict[str, int]
+    token_ids: str
+    drafted_ids: str
 
     @property
     def grew(self) -> bool:
@@ -186,4 +189,6 @@ def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -
         reader_bytes_per_second=reader_rate, kernel_seconds=kernel, floor_seconds=floor,
         ratio_to_floor=floor / typical, resident_bytes=child.resident_bytes,
         growth_bytes=child.growth_bytes, ledger=child.ledger,
+        token_ids=" ".join(map(str, child.token_ids)),
+        drafted_ids=" ".join(map(str, child.drafted_ids)),
     )  # fmt: skip

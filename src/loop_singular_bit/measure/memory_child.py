@@ -8,13 +8,20 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from loop_singular_bit.engine.draft import DRAFT_MAX, DraftedSession
 from loop_singular_bit.engine.runtime import open_model
 from loop_singular_bit.engine.session import Session
 from loop_singular_bit.errors import LoopError
 from loop_singular_bit.measure.probe import made_up_prompt
 from loop_singular_bit.memory import current_rss_bytes, peak_rss_bytes
 
+Floats = npt.NDArray[np.float32]
+
 _IO = Path("/proc/self/io")
+DRAFTED_TOKENS = 16  # generated again with drafts, which must give the same tokens
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class ChildFigures:
     resident_bytes       largest resident set, pages that other processes loaded first included
     growth_bytes         resident set: most while generating, over that after the first token
     ledger               predicted bytes by holder
+    token_ids            generated
+    drafted_ids          the first of them, generated again with drafts
     """
 
     reader: str
@@ -54,6 +63,8 @@ class ChildFigures:
     resident_bytes: int
     growth_bytes: int
     ledger: dict[str, int]
+    token_ids: list[int]
+    drafted_ids: list[int]
 
 
 def run_child(request: ChildRequest) -> ChildFigures:
@@ -66,29 +77,49 @@ def run_child(request: ChildRequest) -> ChildFigures:
         threads=request.threads, kv_bits=request.kv_bits,
     ) as model, model.session() as session:  # fmt: skip
         opened = time.monotonic()
-        logits = session.advance(made_up_prompt(request.prompt, model.text.vocab))
+        prompt = made_up_prompt(request.prompt, model.text.vocab)
+        logits = session.advance(prompt)
         first = time.monotonic()
-        tokens, read_bytes, growth = _generate(session, int(logits.argmax()), request.generate)
+        ids, tokens, read_bytes, growth = _generate(session, logits, request.generate)
+        resident = peak_rss_bytes()
         return ChildFigures(
             reader=model.reader_backend, threads=_native.threads(), open_seconds=opened - begun,
             prompt_seconds=first - opened, first_token_seconds=first - request.started,
             token_seconds=tokens, generation_read_bytes=read_bytes,
-            resident_bytes=peak_rss_bytes(), growth_bytes=growth,
-            ledger=dict(model.ledger.entries),
+            resident_bytes=resident, growth_bytes=growth,
+            ledger=dict(model.ledger.entries), token_ids=ids,
+            drafted_ids=_generate_drafted(session, prompt, min(request.generate, DRAFTED_TOKENS)),
         )  # fmt: skip
 
 
-def _generate(session: Session, token: int, count: int) -> tuple[list[float], int, int]:
-    """Seconds of each token, bytes read from disk, and growth of the resident set."""
+def _generate(
+    session: Session, logits: Floats, count: int
+) -> tuple[list[int], list[float], int, int]:
+    """Token ids, seconds of each, bytes read from disk, and growth of the resident set."""
+    ids: list[int] = []
     seconds: list[float] = []
     resident: list[int] = []
     read_before = disk_read_bytes()
     for _ in range(count):
         before = time.perf_counter()
-        token = int(session.advance([token]).argmax())
+        ids.append(int(logits.argmax()))
+        logits = session.advance(ids[-1:])
         seconds.append(time.perf_counter() - before)
         resident.append(current_rss_bytes())
-    return seconds, disk_read_bytes() - read_before, max(resident) - resident[0]
+    return ids, seconds, disk_read_bytes() - read_before, max(resident) - resident[0]
+
+
+def _generate_drafted(session: Session, prompt: list[int], count: int) -> list[int]:
+    """Token ids after the prompt again, with drafts."""
+    session.rewind(len(prompt) - 1)
+    logits = session.advance(prompt[-1:])
+    drafted = DraftedSession(session, prompt, DRAFT_MAX)
+    ids: list[int] = []
+    for left in reversed(range(count)):
+        ids.append(int(logits.argmax()))
+        if left:
+            logits = drafted.advance(ids[-1], left - 1)
+    return ids
 
 
 def disk_read_bytes() -> int:
