@@ -172,6 +172,23 @@ static void py_encode(Floats<2> target, std::optional<Floats<3>> feedback, const
   encode(job, g, tiles);
 }
 
+// Which of consecutive blocks has another checksum than expected, -1 when none: crc32c of the block's
+// number, 8 bytes little endian, and its bytes. The last block may be short.
+static int64_t damaged_block(Array<const uint8_t, 1> data, int64_t first, int64_t block_bytes,
+                             Array<const uint32_t, 1> expected) {
+  const int64_t size = data.size();
+  require(first >= 0 && block_bytes > 0, "a block has a number and at least one byte");
+  require((int64_t)expected.size() == (size + block_bytes - 1) / block_bytes, "one checksum for each block");
+  nb::gil_scoped_release release;
+  for (int64_t i = 0, at = 0; at < size; ++i, at += block_bytes) {
+    uint8_t number[8];
+    for (int byte = 0; byte < 8; ++byte) number[byte] = (uint8_t)((uint64_t)(first + i) >> 8 * byte);
+    const int64_t bytes = std::min(block_bytes, size - at);
+    if (crc32c(data.data() + at, bytes, crc32c(number, 8, 0)) != expected.data()[i]) return i;
+  }
+  return -1;
+}
+
 // Pages that the allocator keeps for later allocations go back to the system.
 static void release_free_memory() {
 #if defined(__GLIBC__)
@@ -184,6 +201,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Kernels of Loop Singular Bit: see native/ for what each does.";
   nb::set_leak_warnings(false);  // prepared tables are cached for the life of the process
   m.def("crc32c", &py_crc32c, nb::arg("buffer"), nb::arg("seed") = 0);
+  m.def("damaged_block", &damaged_block, array("data"), nb::arg("first"), nb::arg("block_bytes"), array("expected"));
   m.def("release_free_memory", &release_free_memory);
   m.def("set_threads", &set_threads, nb::arg("count"));
   m.def("threads", &threads);

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loop_singular_bit._native import crc32c
+from loop_singular_bit._native import crc32c, damaged_block
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,25 @@ def test_other_arguments_are_refused() -> None:
         crc32c(np.zeros((4, 4))[:, ::2])
     with pytest.raises(TypeError):
         crc32c(b"", -1)
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 300])
+def test_a_damaged_block_is_found_by_its_place(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    blocks = [data[at : at + 64] for at in range(0, size, 64)]
+    numbers = [(5 + n).to_bytes(8, "little") for n in range(len(blocks))]
+    sums = [
+        crc32c(block.data, crc32c(number)) for block, number in zip(blocks, numbers, strict=True)
+    ]
+    expected = np.array(sums, np.uint32)
+    assert damaged_block(data, 5, 64, expected) == -1
+    assert damaged_block(data, 6, 64, expected) == 0  # intact, but not in its place
+    data[-1] ^= 1
+    assert damaged_block(data, 5, 64, expected) == len(blocks) - 1
+
+
+def test_blocks_without_a_checksum_each_are_refused() -> None:
+    with pytest.raises(ValueError, match="one checksum for each block"):
+        damaged_block(np.zeros(65, np.uint8), 0, 64, np.zeros(1, np.uint32))
+    with pytest.raises(ValueError, match="at least one byte"):
+        damaged_block(np.zeros(65, np.uint8), 0, 0, np.zeros(1, np.uint32))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, groupby, pairwise
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from loop_singular_bit._native import damaged_block
 from loop_singular_bit.container.checksum import block_crc32c
 from loop_singular_bit.container.directio import (
     PAGE_BYTES,
@@ -273,21 +275,29 @@ class ContainerReader:
         """
         base = page_floor(start)
         self._opened.files[shard].read(base, end - base, buffer.view)
-        self._verify(blocks, buffer.view, base, start)
+        self._verify(blocks, buffer.array, base, start)
         return base
 
-    def _verify(self, blocks: Iterable[_Block], view: memoryview, base: int, cursor: int) -> None:
-        """Checks blocks, and that only zeros are between them from the offset `cursor` on."""
-        for block in blocks:
-            if view[cursor - base : block.offset - base].tobytes().strip(b"\0"):
-                raise self._damaged(block.piece, "the gap before it holds a byte that is not zero")
-            found = block_crc32c(block.number, view[block.offset - base : block.end - base])
-            expected = int(self._checksums[block.number])
-            if found != expected:
-                number = block.number - block.piece.first_block
-                message = f"block {number}: crc32c found {found:08x}, expected {expected:08x}"
-                raise self._damaged(block.piece, message)
-            cursor = block.end
+    def _verify(self, blocks: Iterable[_Block], array: U8, base: int, cursor: int) -> None:
+        """Checks blocks, those of an extent at once, and that only zeros lie between extents from
+        the offset `cursor` on. array: the bytes of the file from `base` on."""
+        for piece, group in groupby(blocks, key=attrgetter("piece")):
+            listed = list(group)
+            begin, end = listed[0].offset, listed[-1].end
+            if array[cursor - base : begin - base].any():
+                raise self._damaged(piece, "the gap before it holds a byte that is not zero")
+            first, step = listed[0].number, self._index.block_bytes
+            expected = self._checksums[first : first + len(listed)]
+            place = damaged_block(array[begin - base : end - base], first, step, expected)
+            if place >= 0:
+                raise self._damaged_block(listed[place], array, base)
+            cursor = end
+
+    def _damaged_block(self, block: _Block, array: U8, base: int) -> ResourceError:
+        found = block_crc32c(block.number, array[block.offset - base : block.end - base].data)
+        number, expected = block.number - block.piece.first_block, self._checksums[block.number]
+        message = f"block {number}: crc32c found {found:08x}, expected {expected:08x}"
+        return self._damaged(block.piece, message)
 
     def _damaged(self, piece: Piece, message: str) -> ResourceError:
         return ResourceError(
