@@ -7,7 +7,10 @@ from loop_singular_bit.codec.codecs import STORED_BYTES
 from loop_singular_bit.codec.planes import CHUNK_ROWS
 from loop_singular_bit.compress.allocate import Plan, record_plans
 from loop_singular_bit.compress.calibrate import ROWS_MAX
+from loop_singular_bit.compress.guidance import HEAD_ROWS, LOGIT_ROWS
+from loop_singular_bit.compress.guidance import ROWS_MAX as GRADIENT_ROWS
 from loop_singular_bit.compress.original import resident_layers
+from loop_singular_bit.compress.pipeline import SEQUENCE_TOKENS
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.container import RecordPlan
 from loop_singular_bit.engine.kv import cache_bytes
@@ -20,7 +23,7 @@ from loop_singular_bit.engine.memory_plan import (
 )
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.workspace import workspace_bytes
-from loop_singular_bit.models.spec import Role, all_tensors, layer_tensors
+from loop_singular_bit.models.spec import ModelSpec, Role, all_tensors, layer_tensors
 
 
 def planned_records(source: Source, plan: Plan) -> list[RecordPlan]:
@@ -53,8 +56,10 @@ def compress_ram(source: Source, tokens: int) -> Ledger:
     ledger.reserve("original weights", max(1, resident_layers(source)) * layer + stored)
     ledger.reserve("hidden states", 4 * tokens * spec.hidden)
     ledger.reserve("activations", workspace_bytes(spec, ROWS_MAX) + cache_bytes(spec, 1, ROWS_MAX))
-    squares = 2 * spec.hidden**2 + spec.query_width**2 + spec.intermediate**2
+    # Guided, each matrix has moments of its own.
+    squares = 5 * spec.hidden**2 + spec.query_width**2 + spec.intermediate**2
     ledger.reserve("statistics", 4 * squares)
+    ledger.reserve("gradients", _gradient_bytes(spec, tokens))
     widest = max(spec.hidden, spec.query_width, spec.intermediate)
     # The Hessian in the rotated basis, its factor, the factor's flipped copy, and the panels; the
     # factor is float64 up to 4096 columns (codec/feedback.py).
@@ -65,3 +70,13 @@ def compress_ram(source: Source, tokens: int) -> Ledger:
     # Its rows in pieces: rotated, target, decoded, refitted and restored. And the planes made.
     ledger.reserve("rows being encoded", 34 * CHUNK_ROWS * widest + max(t.count for t in top))
     return ledger
+
+
+def _gradient_bytes(spec: ModelSpec, tokens: int) -> int:
+    """The backward sweep: a layer in float32, what it keeps of a step's rows, the gradient of all
+    tokens; or some of the head's rows and logits."""
+    layer = sum(t.count for t in layer_tensors(spec, 0))
+    row = 12 * spec.hidden + 8 * spec.query_width + 8 * spec.intermediate
+    shares = 4 * spec.heads * SEQUENCE_TOKENS
+    head = HEAD_ROWS * spec.hidden + 3 * LOGIT_ROWS * spec.vocab
+    return 4 * (max(layer + GRADIENT_ROWS * (row + shares), head) + tokens * spec.hidden)
