@@ -38,12 +38,13 @@ def calls_now(context: int, k: Any, v: Any, q: Any, places: Any) -> dict[str, tu
     slot, position = places
     out, end = np.empty_like(q), len(q)
     found: dict[str, tuple[Call, Call]] = {}
-    for bits in KV_BITS:
-        along, across, tile = context // 16, HEAD_DIM // 16, 32 * bits
-        keys = np.zeros((1, KV_HEADS, along, across, tile), np.uint8)
-        values = np.zeros((1, KV_HEADS, across, along, tile), np.uint8)
+    for name, bits in KV_BITS.items():
+        along, across = context // 16, HEAD_DIM // 16
+        keys = np.zeros((1, KV_HEADS, along, across, 32 * bits[0]), np.uint8)
+        values = np.zeros((1, KV_HEADS, across, along, 32 * bits[1]), np.uint8)
         scales = np.zeros((2, 1, KV_HEADS, context), np.uint16)
-        cache = _native.LayerCache(keys, values, *((None, None) if bits == 16 else scales))
+        given = (None if each == 16 else part for each, part in zip(bits, scales, strict=True))
+        cache = _native.LayerCache(keys, values, *given)
         _native.store_kv(cache, k, v, slot, position)
         rows = slot[-end:], position[-end:]
 
@@ -53,7 +54,7 @@ def calls_now(context: int, k: Any, v: Any, q: Any, places: Any) -> dict[str, tu
         def store(cache: Any = cache) -> None:
             _native.store_kv(cache, k[-1:], v[-1:], slot[-1:], position[-1:])
 
-        found[f"{bits} bits"] = attend, store
+        found[f"{name} bits"] = attend, store
     return found
 
 
@@ -93,8 +94,9 @@ def measure(old: Any, context: int, rows: int, bytes_per_second: float) -> list[
             times[kind][1].append(microseconds(store, 200))
     found = []
     for kind, (attends, stores) in times.items():
-        bits = 16 if kind == "before" else int(kind.split()[0])
-        nbytes = 2 * context * KV_HEADS * (HEAD_DIM * bits // 8 + (2 if bits < 16 else 0))
+        pair = KV_BITS["16" if kind == "before" else kind.split()[0]]
+        head_bytes = sum(HEAD_DIM * bits // 8 + (2 if bits < 16 else 0) for bits in pair)
+        nbytes = context * KV_HEADS * head_bytes
         found.append({
             "kind": kind, "context": context, "rows": rows,
             "attend_us": statistics.median(attends), "store_one_us": statistics.median(stores),

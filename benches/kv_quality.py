@@ -1,4 +1,4 @@
-"""What a KV cache of 8 or 4 bits loses against one of 16, the same network, token by token.
+"""What a KV cache of fewer bits loses against one of 16, the same network, token by token.
 
     python benches/kv_quality.py MODEL TEXT
 
@@ -16,7 +16,7 @@ from machine import machine_facts, write_result
 from loop_singular_bit import _native
 from loop_singular_bit.compress.original import open_original
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork
-from loop_singular_bit.engine.kv import cache_bytes
+from loop_singular_bit.engine.kv import KV_BITS, cache_bytes
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.text import Text
@@ -26,15 +26,15 @@ TOKENS = 4096
 CONTEXTS = (1024, 2048)
 
 
-def rows_of(network: Network, text: Text, words: str) -> list[dict[str, float]]:
+def rows_of(network: Network, text: Text, words: str) -> list[dict[str, float | str]]:
     """Figures of every context and number of bits."""
     ids = text.encode(words, special=False)[: TOKENS + 1]
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for context in CONTEXTS:
         tokens = windows(ids, context, TOKENS)
-        for bits in (8, 4):
+        for bits in list(KV_BITS)[1:]:
             (found,) = compare([network], network, tokens, kv_bits=bits)
-            row = {
+            row: dict[str, float | str] = {
                 "bits": bits,
                 "context": context,
                 "bytes_per_token": cache_bytes(network.spec, 1, 16, bits) // 16,
@@ -46,7 +46,7 @@ def rows_of(network: Network, text: Text, words: str) -> list[dict[str, float]]:
                 "quality_loss": found.quality_loss,
                 "quality_loss_stderr": found.quality_loss_stderr,
             }
-            print(", ".join(f"{name} {value:.5g}" for name, value in row.items()), flush=True)
+            print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
             rows.append(row)
     return rows
 
@@ -67,7 +67,7 @@ def main() -> None:
             rows = rows_of(network, text, words)
     values = {
         "command": "python benches/kv_quality.py MODEL TEXT",
-        "model": f"SmolLM2-135M-Instruct, {kind}",
+        "model": f"{options.model.absolute().name}, {kind}",
         "text": options.text.name,
         "tokens": TOKENS,
         "rows": rows,

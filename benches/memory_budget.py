@@ -29,7 +29,7 @@ def run(directory: Path, what: str, options: argparse.Namespace) -> dict[str, An
     command = [
         sys.executable, "-m", "loop_singular_bit", "bench", "memory", str(directory), "--json",
         "--ram-mb", ram, "--context", context, "--generate", generate,
-        "--prompt", str(options.prompt), "--kv", str(options.kv),
+        "--prompt", str(options.prompt), "--kv", options.kv,
     ]  # fmt: skip
     if options.cgroup:
         command += ["--cgroup", str(options.cgroup)]
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--cgroup", type=Path)
     parser.add_argument("--prompt", type=int, default=1500)
     parser.add_argument("--name", default="memory_budget", help="of the file in benches/results")
-    parser.add_argument("--kv", type=int, default=4)
+    parser.add_argument("--kv", default="4")
     parser.add_argument("--runs", nargs="*", default=["192:2048:200", "400:4096:200", "0:4096:200"])
     options = parser.parse_args()
     report = json.loads((options.directory / "report.json").read_text("utf-8"))

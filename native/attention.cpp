@@ -55,7 +55,8 @@ void share_out(const std::vector<AttendRows>& pieces, int kv_heads, bool split, 
 }  // namespace
 
 void check(const CacheView& c) {
-  require(c.bits == 16 || c.bits == 8 || c.bits == 4, "a cache has 16, 8 or 4 bits");
+  for (int bits : {c.key_bits, c.value_bits})
+    require(bits == 16 || bits == 8 || bits == 4, "a cache has 16, 8 or 4 bits");
   require(c.slots > 0 && c.kv_heads > 0 && c.head_dim > 0, "the cache has no heads");
   require(c.context > 0 && c.context % 16 == 0, "context must be a multiple of 16");
   require(c.head_dim % 16 == 0 && c.head_dim <= kHeadDimMax, "head size must be a multiple of 16, at most 512");

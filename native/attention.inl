@@ -7,8 +7,8 @@
 //   16 bits: [16 steps][16 lanes] half floats
 //    8 bits: [8 pairs of steps][16 lanes][2 steps] int8
 //    4 bits: [2][16 lanes][2 steps] words of 16 bits; nibble n of half h is pair 4h + n
-// With 8 and 4 bits factors are int16, sums are exact integers, and channels are rotated, so that an
-// outlier in one of them does not take the range of the others.
+// Keys and values may differ in bits. With 8 and 4 factors are int16, sums are exact integers, and
+// channels are rotated, so that an outlier in one of them does not take the range of the others.
 
 constexpr int kTile = 16;
 constexpr int kAtOnce = 4;           // queries that share one pass over tiles
@@ -93,7 +93,7 @@ struct HeadTiles {
 
 // Scores of the positions [first, stop) of the chunk that begins at `start`.
 template <int B, int Q>
-static void score(const HeadTiles& h, const Query* queries, int64_t start, int64_t first, int64_t stop) {
+static void score_group(const HeadTiles& h, const Query* queries, int64_t start, int64_t first, int64_t stop) {
   typedef typename Cell<B>::Factor Factor;
   for (int64_t t = first; t < stop; t += kTile) {
     typename Cell<B>::Sum sums[Q][kParts] = {};
@@ -113,7 +113,7 @@ static void score(const HeadTiles& h, const Query* queries, int64_t start, int64
 
 // Weighted values of those positions, into the chunk's state.
 template <int B, int Q>
-static void gather(const HeadTiles& h, const Query* queries, int64_t start, int64_t first, int64_t stop) {
+static void gather_group(const HeadTiles& h, const Query* queries, int64_t start, int64_t first, int64_t stop) {
   typedef typename Cell<B>::Factor Factor;
   for (int64_t c = 0; c < h.across; ++c) {
     typename Cell<B>::Sum sums[Q][kParts] = {};
@@ -200,7 +200,7 @@ static void merge_state(float* into, const float* from, int dim) {
 static void finish_state(const CacheView& cache, const float* state, float* out) {
   const vf inverse = splat(1.0f / state[cache.head_dim + 1]);
   for (int c = 0; c < cache.head_dim; c += W) store(out + c, load(state + c) * inverse);
-  if (cache.bits < 16) rotate_head(out, cache.head_dim);
+  if (cache.value_bits < 16) rotate_head(out, cache.head_dim);
 }
 
 // The factors of a query; 1 / sqrt(head_dim) is in them or in their scale.
@@ -209,7 +209,7 @@ static void load_query(const CacheView& cache, const float* q, Query* query) {
   const float norm = 1.0f / std::sqrt((float)dim);
   float* x = (float*)query->channels.data;
   std::memcpy(x, q, dim * sizeof(float));
-  if (cache.bits == 16) {
+  if (cache.key_bits == 16) {
     for (int c = 0; c < dim; c += W) store(x + c, load(x + c) * splat(norm));
     return;
   }
@@ -242,25 +242,34 @@ static void weights_to_factors(const uint16_t* scales, int64_t start, int64_t fi
   query->positions.total = whole.total;
 }
 
-// Positions [first, stop) of one chunk, folded into the states of the queries.
 template <int B>
-static void attend_chunk(const HeadTiles& h, int dim, Query* queries, int count, int64_t start,
+static void score(const HeadTiles& h, const Query* queries, int count, int64_t start, int64_t first, int64_t stop) {
+  in_groups(count, [&](int q, auto n) { score_group<B, decltype(n)::value>(h, queries + q, start, first, stop); });
+}
+
+template <int B>
+static void gather(const HeadTiles& h, Query* queries, int count, int64_t start, int64_t first, int64_t stop) {
+  for (int q = 0; B < 16 && q < count; ++q) weights_to_factors(h.value_scale, start, first, stop, queries + q);
+  in_groups(count, [&](int q, auto n) { gather_group<B, decltype(n)::value>(h, queries + q, start, first, stop); });
+}
+
+// Positions [first, stop) of one chunk, folded into the states of the queries.
+static void attend_chunk(const CacheView& cache, const HeadTiles& h, Query* queries, int count, int64_t start,
                          int64_t first, int64_t stop, float* states) {
-  in_groups(count, [&](int q, auto n) { score<B, decltype(n)::value>(h, queries + q, start, first, stop); });
-  for (int q = 0; q < count; ++q) {
+  const int dim = cache.head_dim;
+  (cache.key_bits == 16 ? score<16> : cache.key_bits == 8 ? score<8> : score<4>)(h, queries, count, start, first, stop);
+  for (int q = 0; q < count; ++q)
     soften(queries[q], start, first, stop, queries[q].part + dim, queries[q].part + dim + 1);
-    if constexpr (B < 16) weights_to_factors(h.value_scale, start, first, stop, queries + q);
-  }
-  in_groups(count, [&](int q, auto n) { gather<B, decltype(n)::value>(h, queries + q, start, first, stop); });
+  (cache.value_bits == 16 ? gather<16> : cache.value_bits == 8 ? gather<8> : gather<4>)(h, queries, count, start, first, stop);
   for (int q = 0; q < count; ++q) merge_state(states + q * state_floats(dim), queries[q].part, dim);
 }
 
 static HeadTiles head_tiles(const CacheView& cache, int slot, int kv_head) {
   const int64_t head = (int64_t)slot * cache.kv_heads + kv_head;
-  const int64_t bytes = head * cache.context * cache.head_dim * cache.bits / 8, scale = head * cache.context;
-  const bool scaled = cache.bits < 16;
-  return {(uint8_t*)cache.keys + bytes, (uint8_t*)cache.values + bytes,
-          scaled ? cache.key_scale + scale : nullptr, scaled ? cache.value_scale + scale : nullptr,
+  const int64_t numbers = head * cache.context * cache.head_dim, scale = head * cache.context;
+  return {(uint8_t*)cache.keys + numbers * cache.key_bits / 8, (uint8_t*)cache.values + numbers * cache.value_bits / 8,
+          cache.key_bits < 16 ? cache.key_scale + scale : nullptr,
+          cache.value_bits < 16 ? cache.value_scale + scale : nullptr,
           cache.head_dim / kTile, cache.context / kTile};
 }
 
@@ -304,95 +313,6 @@ static void attend(const CacheView& cache, const AttendRows& rows, int kv_head, 
     const int64_t start = chunk * kChunk, after = start + kChunk;
     const int64_t from = (first > start ? first : start) / kTile * kTile;
     const int64_t stop = ((last < after ? last : after) + kTile - 1) / kTile * kTile;
-    const auto run = cache.bits == 16 ? attend_chunk<16> : cache.bits == 8 ? attend_chunk<8> : attend_chunk<4>;
-    run(tiles, dim, queries, count, start, from, stop, states);
+    attend_chunk(cache, tiles, queries, count, start, from, stop, states);
   }
-}
-
-template <int B> static inline void put(void* tiles, int64_t tile, int step, int lane, int value) {
-  uint8_t* to = (uint8_t*)tile_at<B>(tiles, tile);
-  if constexpr (B == 8) {
-    to[(step / 2 * kTile + lane) * 2 + step % 2] = (uint8_t)value;
-  } else {
-    uint8_t* word = to + (step / 8 * 2 * kTile + lane * 2 + step % 2) * 2 + step / 4 % 2;
-    const int shift = step / 2 % 2 * 4;
-    *word = (uint8_t)((*word & ~(15 << shift)) | value << shift);
-  }
-}
-
-// Codes of x [dim]: x ~ scale * code with 8 bits, scale * (2 code - 15) with 4.
-template <int B> static void round_head(const float* x, int dim, float scale, int32_t* codes) {
-  const vf inverse = splat(scale > 0.0f ? (B == 8 ? 1.0f : 0.5f) / scale : 0.0f);
-  for (int c = 0; c < dim; c += W) {
-    vf y = load(x + c) * inverse;
-    if constexpr (B == 8) y = vmax(vmin(y, splat(127.0f)), splat(-127.0f));
-    else y = vmax(vmin(y + splat(7.5f), splat(15.0f)), splat(0.0f));
-    const vi n = to_nearest(y);
-    std::memcpy(codes + c, &n, sizeof n);
-  }
-}
-
-// The scale that fits x best to its 4-bit codes: <x, 2 code - 15> / |2 code - 15|^2.
-static float fitted_scale(const float* x, int dim, const int32_t* codes) {
-  Lanes product = zero_lanes(), square = zero_lanes();
-  for (int c = 0; c < dim; c += kTile)
-    for (int i = 0; i < kParts; ++i) {
-      vi n;
-      std::memcpy(&n, codes + c + i * W, sizeof n);
-      const vf level = __builtin_convertvector(2 * n - 15, vf);
-      product.part[i] += load(x + c + i * W) * level;
-      square.part[i] += level * level;
-    }
-  const float scale = fold(product) / fold(square);
-  return scale > 0.0f ? scale : 0.0f;
-}
-
-// Codes and scale of one rotated head.
-template <int B> static uint16_t quantize_head(const float* x, int dim, int32_t* codes) {
-  vf most = {};
-  for (int c = 0; c < dim; c += W) most = vmax(most, vabs(load(x + c)));
-  const float top = largest_lane(most);
-  float scale = top / (B == 8 ? 127.0f : 15.8f);  // 4 bits: the largest may lie a little outside
-  if constexpr (B == 4) {
-    round_head<B>(x, dim, scale, codes);
-    scale = fitted_scale(x, dim, codes);
-  }
-  const uint16_t half = to_half(scale);
-  round_head<B>(x, dim, from_half(half), codes);
-  return half;
-}
-
-template <int B>
-static void store_quantized(const CacheView& cache, const HeadTiles& h, const float* k, const float* v, int64_t position) {
-  float x[kHeadDimMax];
-  int32_t codes[kHeadDimMax];
-  const int dim = cache.head_dim, place = (int)(position % kTile);
-  const int64_t block = position / kTile;
-  std::memcpy(x, k, dim * sizeof(float));
-  rotate_head(x, dim);
-  ((uint16_t*)h.key_scale)[position] = quantize_head<B>(x, dim, codes);
-  for (int c = 0; c < dim; ++c) put<B>((void*)h.keys, block * h.across + c / kTile, c % kTile, place, codes[c]);
-  std::memcpy(x, v, dim * sizeof(float));
-  rotate_head(x, dim);
-  ((uint16_t*)h.value_scale)[position] = quantize_head<B>(x, dim, codes);
-  for (int c = 0; c < dim; ++c) put<B>((void*)h.values, c / kTile * h.along + block, place, c % kTile, codes[c]);
-}
-
-static void store_halves(const HeadTiles& h, const float* k, const float* v, int64_t position) {
-  for (int64_t c = 0; c < h.across; ++c) {
-    const int64_t block = position / kTile, place = position % kTile;
-    uint16_t* keys = (uint16_t*)tile_at<16>(h.keys, block * h.across + c) + place;
-    uint16_t halves[kTile];
-    to_halves(k + c * kTile, halves);
-    for (int step = 0; step < kTile; ++step) keys[step * kTile] = halves[step];
-    to_halves(v + c * kTile, (uint16_t*)tile_at<16>(h.values, c * h.along + block) + place * kTile);
-  }
-}
-
-// Keys and values [head_dim] of one position and key head.
-static void store_kv(const CacheView& cache, const float* k, const float* v, int slot, int64_t position, int kv_head) {
-  const HeadTiles h = head_tiles(cache, slot, kv_head);
-  if (cache.bits == 16) store_halves(h, k, v, position);
-  else if (cache.bits == 8) store_quantized<8>(cache, h, k, v, position);
-  else store_quantized<4>(cache, h, k, v, position);
 }

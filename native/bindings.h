@@ -31,12 +31,16 @@ inline auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 // One layer of a KV cache: arrays checked once, kept alive.
 struct LayerCache {
-  LayerCache(Array<uint8_t, 5> keys, Array<uint8_t, 5> values, std::optional<Array<uint16_t, 3>> key_scale,
-             std::optional<Array<uint16_t, 3>> value_scale);
+  using Scales = std::optional<Array<uint16_t, 3>>;  // none with 16 bits
 
-  Array<uint8_t, 5> keys, values;                            // as in CacheView, a tile its bytes
-  std::optional<Array<uint16_t, 3>> key_scale, value_scale;  // none with 16 bits
+  LayerCache(Array<uint8_t, 5> keys, Array<uint8_t, 5> values, Scales key_scale, Scales value_scale);
+
+  Array<uint8_t, 5> keys, values;                    // as in CacheView, a tile its bytes
+  Scales key_scale, value_scale;
   CacheView view{};
+
+ private:
+  uint16_t* scale_data(const Scales& scales, int bits) const;
 };
 void check_heads(const CacheView& cache, int heads, int64_t window);
 

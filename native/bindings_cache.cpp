@@ -3,23 +3,33 @@
 
 namespace lsb {
 
-LayerCache::LayerCache(Array<uint8_t, 5> k, Array<uint8_t, 5> v, std::optional<Array<uint16_t, 3>> ks,
-                       std::optional<Array<uint16_t, 3>> vs)
+namespace {
+
+int bits_of_tile(size_t bytes) {
+  require(bytes == 512 || bytes == 256 || bytes == 128, "a tile has 512, 256 or 128 bytes");
+  return (int)bytes / 32;
+}
+
+}  // namespace
+
+LayerCache::LayerCache(Array<uint8_t, 5> k, Array<uint8_t, 5> v, Scales ks, Scales vs)
     : keys(k), values(v), key_scale(ks), value_scale(vs) {
-  constexpr int kTransposed[] = {0, 1, 3, 2, 4};
-  for (int i = 0; i < 5; ++i)
+  constexpr int kTransposed[] = {0, 1, 3, 2};
+  for (int i = 0; i < 4; ++i)
     require(k.shape(i) == v.shape(kTransposed[i]) && k.shape(i) < (1 << 26), "keys and values disagree");
-  view = {(int)k.shape(4) / 32, k.data(), v.data(), nullptr, nullptr, (int64_t)k.shape(0), (int64_t)k.shape(2) * 16,
-          (int)k.shape(1), (int)k.shape(3) * 16};
+  view = {bits_of_tile(k.shape(4)), bits_of_tile(v.shape(4)), k.data(), v.data(), nullptr, nullptr,
+          (int64_t)k.shape(0), (int64_t)k.shape(2) * 16, (int)k.shape(1), (int)k.shape(3) * 16};
   lsb::check(view);
-  require(k.shape(4) == (size_t)view.bits * 32, "a tile has 512, 256 or 128 bytes");
-  require(ks.has_value() == (view.bits < 16) && vs.has_value() == ks.has_value(), "scales belong to 8 and 4 bits");
-  if (!ks) return;
-  for (const auto* s : {&*ks, &*vs})
-    require(s->shape(0) == k.shape(0) && s->shape(1) == k.shape(1) && (int64_t)s->shape(2) == view.context,
-            "scales disagree with the cache");
-  view.key_scale = ks->data();
-  view.value_scale = vs->data();
+  view.key_scale = scale_data(ks, view.key_bits);
+  view.value_scale = scale_data(vs, view.value_bits);
+}
+
+uint16_t* LayerCache::scale_data(const Scales& scales, int bits) const {
+  require(scales.has_value() == (bits < 16), "scales belong to 8 and 4 bits");
+  if (!scales) return nullptr;
+  require((int64_t)scales->shape(0) == view.slots && (int)scales->shape(1) == view.kv_heads &&
+          (int64_t)scales->shape(2) == view.context, "scales disagree with the cache");
+  return scales->data();
 }
 
 void check_heads(const CacheView& cache, int heads, int64_t window) {
@@ -55,11 +65,11 @@ void py_attend(const LayerCache& cache, Floats<2> q, int heads, Array<const int3
 }  // namespace
 
 void bind_cache(nb::module_& m) {
-  using Scales = std::optional<Array<uint16_t, 3>>;
+  using Scales = LayerCache::Scales;
   nb::class_<LayerCache>(m, "LayerCache")
       .def(nb::init<Array<uint8_t, 5>, Array<uint8_t, 5>, Scales, Scales>(), array("keys"), array("values"),
            array("key_scale").none(), array("value_scale").none())
-      .def_prop_ro("bits", [](const LayerCache& self) { return self.view.bits; });
+      .def_prop_ro("bits", [](const LayerCache& self) { return nb::make_tuple(self.view.key_bits, self.view.value_bits); });
   m.def("store_kv", &py_store_kv, nb::arg("cache"), array("k"), array("v"), array("slot"), array("position"));
   m.def("attend", &py_attend, nb::arg("cache"), array("q"), nb::arg("heads"), array("slot"), array("position"),
         nb::arg("window"), array("out"));

@@ -46,10 +46,10 @@ struct DenseView {
 };
 
 struct CacheView {                // one layer of a KV cache, in tiles of 16 x 16 (attention.inl)
-  int bits;                       // 16 (half floats), 8 or 4 (integers, rotated)
+  int key_bits, value_bits;       // 16 (half floats), 8 or 4 (integers, rotated)
   void* keys;                     // [slot][kv head][context/16][head_dim/16][tile]
   void* values;                   // [slot][kv head][head_dim/16][context/16][tile]
-  uint16_t* key_scale;            // [slot][kv head][context] half floats; null with 16 bits
+  uint16_t* key_scale;            // [slot][kv head][context] half floats; null where bits are 16
   uint16_t* value_scale;
   int64_t slots, context;         // context: multiple of 16
   int kv_heads, head_dim;         // head_dim: multiple of 16, at most kHeadDimMax

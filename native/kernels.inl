@@ -17,6 +17,7 @@ namespace {
 #include "dense.inl"
 #include "rotation.inl"
 #include "attention.inl"
+#include "kv_store.inl"
 #include "bytes.inl"
 #include "trellis.inl"
 #include "viterbi.inl"

@@ -140,15 +140,15 @@ class LayerCache:
     """One layer of a KV cache over arrays that it keeps alive.
 
     keys                    [slots, kv_heads, context/16, head_dim/16, 512, 256 or 128 bytes]
-    values                  [slots, kv_heads, head_dim/16, context/16, the same]
-    key_scale, value_scale  [slots, kv_heads, context] half floats; None with 16 bits
+    values                  [slots, kv_heads, head_dim/16, context/16, one of these]
+    key_scale, value_scale  [slots, kv_heads, context] half floats; None where bits are 16
     """
 
     def __init__(
         self, keys: _U8, values: _U8, key_scale: _U16 | None, value_scale: _U16 | None
     ) -> None: ...
     @property
-    def bits(self) -> int: ...
+    def bits(self) -> tuple[int, int]: ...
 
 def store_kv(cache: LayerCache, k: _F32, v: _F32, slot: _I32, position: _I32) -> None: ...
 def attend(

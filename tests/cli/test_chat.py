@@ -72,7 +72,7 @@ def test_unknown_command_is_named(directory: Path, model: FakeModel) -> None:
 
 
 def test_options_reach_the_engine(directory: Path, model: FakeModel) -> None:
-    flags = ("--ram-mb", "5", "--context", "99", "--threads", "1", "--kv", "8")
+    flags = ("--ram-mb", "5", "--context", "99", "--threads", "1", "--kv", "8:4")
     flags += ("--system", "Be brief.")
     run(directory, "one\n", *flags)
     assert model.opened == {  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def test_options_reach_the_engine(directory: Path, model: FakeModel) -> None:
         "ram_bytes": 5_000_000,
         "context": 99,
         "threads": 1,
-        "kv_bits": 8,
+        "kv_bits": "8:4",
         "unpack": False,
     }
     assert "system\nBe brief." in model.text.decode(model.sessions[0].ids)

@@ -76,7 +76,7 @@ def test_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
         server.communicate()
     assert server.returncode == 0
     assert errors == ""
-    asked = {"ram_bytes": None, "context": None, "threads": 1, "kv_bits": 8, "unpack": False}
+    asked = {"ram_bytes": None, "context": None, "threads": 1, "kv_bits": "8", "unpack": False}
     assert out == f"stopped\nclosed {asked}\n"
 
 

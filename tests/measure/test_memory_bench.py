@@ -83,7 +83,7 @@ def test_streaming_is_told_by_what_was_read_from_disk(shape: Path) -> None:
         layer_bytes = sum(e.size_bytes for record in layers for e in record.extents)
         direct = reader.backend.value.startswith("direct")
     streams = plan.ledger.total_bytes
-    request = ChildRequest(str(shape), streams, 64, 4, 4, 1, 8, time.monotonic())
+    request = ChildRequest(str(shape), streams, 64, 4, 4, 1, "8", time.monotonic())
     streamed = run_child(request)
     assert run_child(replace(request, ram_bytes=None)).generation_read_bytes == 0
     if not direct:

@@ -14,6 +14,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int32]
+Bits = tuple[int, int]  # of keys, of values
 
 F = np.float32
 
@@ -22,19 +23,19 @@ F = np.float32
 class Cache:
     """One layer's arrays and the native cache over them."""
 
-    bits: int
+    bits: Bits
     keys: npt.NDArray[np.uint8]  # [slot, kv head, context / 16, head_dim / 16, tile]
     values: npt.NDArray[np.uint8]  # [slot, kv head, head_dim / 16, context / 16, tile]
     scales: npt.NDArray[np.uint16]  # [keys and values, slot, kv head, context]
     native: _native.LayerCache
 
     @classmethod
-    def empty(cls, bits: int, slots: int, kv_heads: int, context: int, head_dim: int) -> Cache:
+    def empty(cls, bits: Bits, slots: int, kv_heads: int, context: int, head_dim: int) -> Cache:
         along, across = context // 16, head_dim // 16
-        keys = np.zeros((slots, kv_heads, along, across, 32 * bits), np.uint8)
-        values = np.zeros((slots, kv_heads, across, along, 32 * bits), np.uint8)
+        keys = np.zeros((slots, kv_heads, along, across, 32 * bits[0]), np.uint8)
+        values = np.zeros((slots, kv_heads, across, along, 32 * bits[1]), np.uint8)
         scales = np.zeros((2, slots, kv_heads, context), np.uint16)
-        given = (None, None) if bits == 16 else tuple(scales)
+        given = (None if each == 16 else part for each, part in zip(bits, scales, strict=True))
         return cls(bits, keys, values, scales, _native.LayerCache(keys, values, *given))
 
     def store(self, k: Floats, v: Floats, slot: Places, position: Places) -> None:
@@ -53,21 +54,22 @@ class Cache:
     def codes(self) -> tuple[Array, Array]:
         """Stored numbers of keys and values [slot, kv head, context, head_dim]."""
         # keys: a tile's steps are channels; values: positions
-        keys = unpack(self.keys, self.bits).transpose(0, 1, 2, 5, 3, 4)
-        values = unpack(self.values, self.bits).transpose(0, 1, 3, 4, 2, 5)
+        keys = unpack(self.keys, self.bits[0]).transpose(0, 1, 2, 5, 3, 4)
+        values = unpack(self.values, self.bits[1]).transpose(0, 1, 3, 4, 2, 5)
         shape = (*self.scales.shape[1:], -1)
         return keys.reshape(shape), values.reshape(shape)
 
     def plain(self) -> tuple[Floats, Floats]:
         """Keys and values as float32, rotated where the cache rotates."""
-        if self.bits == 16:
-            keys, values = self.codes()
-            return keys.astype(F), values.astype(F)
         scales = self.scales.view(np.float16).astype(F)[..., None]
-        return tuple(  # type: ignore[return-value]
-            scale * (code if self.bits == 8 else 2 * code - 15).astype(F)
-            for code, scale in zip(self.codes(), scales, strict=True)
-        )
+        keys, values = map(_plain, self.codes(), scales, self.bits)
+        return keys, values
+
+
+def _plain(codes: Array, scale: Floats, bits: int) -> Floats:
+    if bits == 16:
+        return codes.astype(F)
+    return scale * (codes if bits == 8 else 2 * codes - 15).astype(F)
 
 
 def unpack(tiles: npt.NDArray[np.uint8], bits: int) -> Array:
@@ -138,7 +140,7 @@ def attention(
     keys, values = (part.astype(np.float64) for part in cache.plain())
     kv_heads, head_dim = values.shape[1], values.shape[3]
     rows = q.reshape(len(q), heads, head_dim)
-    rows = rotated(rows) if cache.bits < 16 else rows
+    rows = rotated(rows) if cache.bits[0] < 16 else rows
     out = np.zeros(rows.shape)
     for row, query in enumerate(rows.astype(np.float64)):
         stop = position[row] + 1
@@ -148,6 +150,6 @@ def attention(
             scores = keys[slot[row], group, start:stop] @ query[head] / np.sqrt(head_dim)
             weight = np.exp(scores - scores.max())
             out[row, head] = weight / weight.sum() @ values[slot[row], group, start:stop]
-    if cache.bits < 16:
+    if cache.bits[1] < 16:
         out = rotated(out.astype(F)).astype(np.float64)
     return out.reshape(q.shape)

@@ -91,10 +91,12 @@ void check_dense(Dense kind, int64_t rows, int64_t cols, int64_t tokens) {
   add(y);
 }
 
-void check_cache(int bits, int heads, int kv_heads, int head_dim, int64_t context) {
-  std::vector<uint16_t> keys(kv_heads * context * head_dim * bits / 16), values(keys.size());
+void check_cache(int key_bits, int value_bits, int heads, int kv_heads, int head_dim, int64_t context) {
+  const int64_t numbers = kv_heads * context * head_dim;
+  std::vector<uint16_t> keys(numbers * key_bits / 16), values(numbers * value_bits / 16);
   std::vector<uint16_t> key_scale(kv_heads * context), value_scale(key_scale.size());
-  const CacheView cache{bits, keys.data(), values.data(), key_scale.data(), value_scale.data(), 1, context, kv_heads, head_dim};
+  const CacheView cache{key_bits, value_bits, keys.data(), values.data(), key_scale.data(), value_scale.data(), 1,
+                        context, kv_heads, head_dim};
   const int64_t rows = context - 3;
   const auto k = reals(rows * kv_heads * head_dim), v = reals(rows * kv_heads * head_dim);
   std::vector<int32_t> slot(rows), position(rows);
@@ -135,10 +137,11 @@ uint32_t run() {
   check_planes(8, 8, 64, 96, 64, 32);
   for (int kind = 0; kind < 5; ++kind)
     for (int64_t tokens : {1, 3, 8}) check_dense((Dense)kind, 37, 75, tokens);
-  for (int bits : {16, 8, 4}) {
-    check_cache(bits, 6, 2, 32, 48);
-    check_cache(bits, 5, 1, 48, 576);
-  }
+  for (int key_bits : {16, 8, 4})
+    for (int value_bits : {16, 8, 4}) {
+      check_cache(key_bits, value_bits, 6, 2, 32, 48);
+      check_cache(key_bits, value_bits, 5, 1, 48, 576);
+    }
   check_network();
   return digest;
 }

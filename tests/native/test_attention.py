@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from attention_reference import Cache, attention, quantized, rotated
+from attention_reference import Bits, Cache, attention, quantized, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_calls import Array, Floats, everywhere, floats
@@ -14,9 +14,12 @@ from loop_singular_bit import _native
 
 Places = npt.NDArray[np.int32]
 
-BITS = (16, 8, 4)
-# Of a unit Gaussian: the query and the weights are rounded to 16 bits when the cache is.
-TOLERANCE = {16: 4e-6, 8: 4e-4, 4: 4e-4}
+BITS = [(keys, values) for keys in (16, 8, 4) for values in (16, 8, 4)]
+
+
+def tolerance(bits: Bits) -> float:
+    """Of a unit Gaussian: the query and the weights are rounded to 16 bits when the cache is."""
+    return 4e-6 if bits == (16, 16) else 4e-4
 
 
 def places(*values: int) -> Places:
@@ -35,7 +38,7 @@ def half(x: Floats) -> Floats:
 
 def filled(
     rng: np.random.Generator,
-    bits: int,
+    bits: Bits,
     shape: tuple[int, int, int, int],
     size: float = 1,
 ) -> Cache:
@@ -54,7 +57,7 @@ def test_store_puts_rows_at_their_slots_and_positions() -> None:
     k, v = floats(rng, 2, 4, 2 * 32)
 
     def stored() -> Array:
-        cache = Cache.empty(16, 3, 2, 48, 32)
+        cache = Cache.empty((16, 16), 3, 2, 48, 32)
         cache.store(k, v, slot, position)
         return np.stack(cache.plain())
 
@@ -79,7 +82,7 @@ def test_store_rounds_to_the_nearest_half_and_ties_to_even() -> None:
     rows = np.arange(len(x), dtype=np.int32)
 
     def stored() -> Array:
-        cache = Cache.empty(16, 1, 1, -(-len(x) // 16) * 16, 512)
+        cache = Cache.empty((16, 16), 1, 1, -(-len(x) // 16) * 16, 512)
         cache.store(x, x, np.zeros_like(rows), rows)
         return np.stack(cache.plain())[:, 0, 0, : len(x)]
 
@@ -89,7 +92,7 @@ def test_store_rounds_to_the_nearest_half_and_ties_to_even() -> None:
 
 
 def test_store_saturates_infinities() -> None:
-    cache = Cache.empty(16, 1, 1, 16, 16)
+    cache = Cache.empty((16, 16), 1, 1, 16, 16)
     x = np.array([[np.inf, -np.inf] * 8], np.float32)
     cache.store(x, x, places(0), places(3))
     for part in cache.plain():
@@ -97,7 +100,7 @@ def test_store_saturates_infinities() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_attention_stays_finite_whatever_was_stored(bits: int) -> None:
+def test_attention_stays_finite_whatever_was_stored(bits: Bits) -> None:
     rows = np.array([np.inf, -np.inf, np.nan, 3e38, 1e-45, 0.0], np.float32)
     x = np.repeat(rows[:, None], 16, axis=1)
     x[0, 3:], x[2, 5:] = 1, -2
@@ -122,7 +125,7 @@ def test_quantized_rows_are_stored_as_the_reference_does(bits: int, head_dim: in
     position = np.arange(30, 39, dtype=np.int32)
 
     def stored() -> Array:
-        cache = Cache.empty(bits, 2, 2, 48, head_dim)
+        cache = Cache.empty((bits, bits), 2, 2, 48, head_dim)
         # Written before with something else: nothing of it may stay.
         cache.store(-v.reshape(9, -1), k.reshape(9, -1), np.ones(9, np.int32), position)
         cache.store(k.reshape(9, -1), v.reshape(9, -1), np.ones(9, np.int32), position)
@@ -140,7 +143,7 @@ def test_scales_are_stored_as_the_reference_does(bits: int) -> None:
     k, v = floats(rng, 2, 40, 3 * 64)
 
     def stored() -> Array:
-        cache = Cache.empty(bits, 1, 3, 48, 64)
+        cache = Cache.empty((bits, bits), 1, 3, 48, 64)
         cache.store(k, v, np.zeros(40, np.int32), np.arange(40, dtype=np.int32))
         return cache.scales[:, 0, :, :40]
 
@@ -152,7 +155,7 @@ def test_scales_are_stored_as_the_reference_does(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_rows_stored_one_by_one_are_those_of_a_batch(bits: int) -> None:
+def test_rows_stored_one_by_one_are_those_of_a_batch(bits: Bits) -> None:
     rng = np.random.default_rng(0)
     k, v = floats(rng, 2, 40, 2 * 32)
     slot, position = np.zeros(40, np.int32), np.arange(40, dtype=np.int32)
@@ -184,28 +187,28 @@ def check_rows_alone(
     ("heads", "kv_heads", "head_dim"), [(1, 1, 16), (6, 2, 32), (4, 4, 48), (8, 1, 64)]
 )
 def test_attention_equals_plain_softmax(
-    heads: int, kv_heads: int, head_dim: int, window: int, bits: int
+    heads: int, kv_heads: int, head_dim: int, window: int, bits: Bits
 ) -> None:
     rng = np.random.default_rng(head_dim + window)
     cache = filled(rng, bits, (3, kv_heads, 80, head_dim))
     q = floats(rng, len(SLOTS), heads * head_dim) * 2
     out = everywhere(lambda: cache.attend(q, heads, SLOTS, POSITIONS, window))
     expected = attention(cache, q, heads, SLOTS, POSITIONS, window)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[bits])
+    np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(bits))
     check_rows_alone(cache, out, q, heads, SLOTS, POSITIONS, window)
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("window", [0, 300])
-def test_chunks_are_merged_alike_however_they_are_split(bits: int, window: int) -> None:
+def test_chunks_are_merged_alike_however_they_are_split(bits: Bits, window: int) -> None:
     """Several chunks, few rows: threads then share the positions of one key head."""
-    rng = np.random.default_rng(bits)
+    rng = np.random.default_rng(sum(bits))
     cache = filled(rng, bits, (1, 2, 1040, 32))
     position = places(1030, 255, 256, 511, 700)
     q, slot = floats(rng, 5, 4 * 32), np.zeros(5, np.int32)
     out = everywhere(lambda: cache.attend(q, 4, slot, position, window))
     expected = attention(cache, q, 4, slot, position, window)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[bits])
+    np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(bits))
     check_rows_alone(cache, out, q, 4, slot, position, window)
 
 
@@ -225,23 +228,23 @@ def test_attention_of_any_shape_equals_plain_softmax(data: st.DataObject) -> Non
     q = floats(rng, rows, heads * head_dim)
     out = everywhere(lambda: cache.attend(q, heads, slot, position, window))
     expected = attention(cache, q, heads, slot, position, window)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[bits])
+    np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(bits))
     check_rows_alone(cache, out, q, heads, slot, position, window)
 
 
 def unquantized_attention(
     k: Floats, v: Floats, q: Floats, slot: Places, position: Places
 ) -> Floats:
-    cache = Cache.empty(16, 1, 1, len(k), k.shape[1])
+    cache = Cache.empty((16, 16), 1, 1, len(k), k.shape[1])
     cache.store(k, v, np.zeros(len(k), np.int32), np.arange(len(k), dtype=np.int32))
     return cache.attend(q, 1, slot, position, 0)
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(8, 0.015), (4, 0.2)])
+@pytest.mark.parametrize(("bits", "bound"), [((8, 8), 0.015), ((8, 4), 0.1), ((4, 4), 0.2)])
 @pytest.mark.parametrize("outlier", [1, 10])
-def test_fewer_bits_change_attention_little(bits: int, bound: float, outlier: float) -> None:
+def test_fewer_bits_change_attention_little(bits: Bits, bound: float, outlier: float) -> None:
     """Root mean square of the change, relative to the output; also with an outlier channel."""
-    rng = np.random.default_rng(bits)
+    rng = np.random.default_rng(8)
     k, v = floats(rng, 2, 512, 64)
     k[:, 5] += np.float32(outlier)
     q, slot = floats(rng, 64, 64), np.zeros(64, np.int32)
@@ -254,7 +257,7 @@ def test_fewer_bits_change_attention_little(bits: int, bound: float, outlier: fl
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_attention_to_very_large_scores_is_finite(bits: int) -> None:
+def test_attention_to_very_large_scores_is_finite(bits: Bits) -> None:
     rng = np.random.default_rng(0)
     cache = filled(rng, bits, (1, 1, 32, 16), size=5e3)
     q, slot, position = floats(rng, 3, 16) * 1e4, places(0, 0, 0), places(5, 20, 31)
@@ -264,7 +267,7 @@ def test_attention_to_very_large_scores_is_finite(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_attention_never_sees_later_positions_or_other_slots(bits: int) -> None:
+def test_attention_never_sees_later_positions_or_other_slots(bits: Bits) -> None:
     rng = np.random.default_rng(1)
     q, slot, position = floats(rng, 2, 32), places(1, 1), places(20, 21)
     k, v = floats(rng, 2, 22, 32)
@@ -287,8 +290,8 @@ def test_scratch_of_one_thread_does_not_grow_with_the_context() -> None:
     assert long - short == 8 * 9 * 7 * (64 + 16) * 4  # rows, heads, more chunks, a state
 
 
-CACHE = Cache.empty(16, 2, 2, 32, 16)
-SMALL = Cache.empty(8, 2, 2, 32, 16)
+CACHE = Cache.empty((16, 16), 2, 2, 32, 16)
+SMALL = Cache.empty((8, 8), 2, 2, 32, 16)
 
 
 def call_store(
@@ -340,8 +343,8 @@ def make(
 def test_the_calls_below_work_when_nothing_is_wrong() -> None:
     call_store()
     call_attend()
-    assert make().bits == 8
-    assert make(CACHE, scales=(None, None)).bits == 16
+    assert make().bits == (8, 8)
+    assert make(CACHE, scales=(None, None)).bits == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -370,8 +373,8 @@ def test_the_calls_below_work_when_nothing_is_wrong() -> None:
         lambda: make(keys=SMALL.keys[:1]),
         lambda: make(values=SMALL.keys),
         lambda: make(keys=SMALL.keys[:0], values=SMALL.values[:0]),
-        lambda: make(Cache.empty(2, 2, 2, 32, 16)),
-        lambda: make(Cache.empty(8, 1, 1, 16, 528)),
+        lambda: make(Cache.empty((2, 2), 2, 2, 32, 16)),
+        lambda: make(Cache.empty((8, 8), 1, 1, 16, 528)),
         lambda: _native.attend_bytes(16, 4, 0, 64, 1),
         lambda: _native.attend_bytes(16, 4, 4, 64, 0),
     ],

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @json_flag
 def evaluate(
     directory: Path, against: str | None, text: Path | None, context: int, tokens: int,
-    kv_bits: int, ram_mb: float | None, threads: int | None, quiet: bool, as_json: bool,
+    kv_bits: str, ram_mb: float | None, threads: int | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the artefact in DIR (or an original model), alone or --against another.
 
@@ -67,7 +67,7 @@ def evaluate(
 
 def _measure(
     directory: Path, against: str | None, text: tuple[str | None, int, int],
-    ram_mb: float | None, threads: int | None, kv_bits: int, progress: Progress,
+    ram_mb: float | None, threads: int | None, kv_bits: str, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     from loop_singular_bit import _native
     from loop_singular_bit.budget import Budgets
@@ -117,7 +117,7 @@ def _opened(model: str) -> Iterator[tuple[Network, Text]]:
 
 
 def _artefact_facts(
-    directory: Path, budgets: Any, threads: int | None, kv_bits: int
+    directory: Path, budgets: Any, threads: int | None, kv_bits: str
 ) -> dict[str, Any]:
     """Size and a measured run, for an artefact; nothing for an original."""
     from loop_singular_bit.compress.compressor import artefact_size_bytes

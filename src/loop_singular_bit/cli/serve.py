@@ -39,7 +39,7 @@ def serve(
     port: int,
     ram_mb: int | None,
     context: int | None,
-    kv_bits: int,
+    kv_bits: str,
     unpack: bool,
     threads: int | None,
     queue: int,

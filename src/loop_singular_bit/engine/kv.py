@@ -14,14 +14,51 @@ from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
 
-KV_BITS = (16, 8, 4)  # half floats; integers of rotated heads, a half-float scale for each head
-KV_BITS_DEFAULT = 8  # of a run: no loss that can be measured, half the bytes (docs/decisions/0008)
+# Of a number in keys and in values, by what --kv says. 16: half floats. 8, 4: integers of rotated
+# heads, a half-float scale for each head and position (docs/decisions/0008-kv-cache.md).
+KV_BITS = {"16": (16, 16), "8": (8, 8), "8:4": (8, 4), "4": (4, 4)}
+KV_BITS_DEFAULT = "8"  # of a run: no loss that can be measured, half the bytes
 TILE = 16  # positions and channels of a tile: see native/attention.inl
 
 
 def round_context(context: int) -> int:
     """Positions actually reserved for `context`: whole tiles."""
     return -(-context // TILE) * TILE
+
+
+@dataclass(frozen=True)
+class LayerArrays:
+    """Keys and values of one layer in tiles (native/attention.inl), and their scales.
+
+    keys    u8 [slots, kv_heads, context/16, head_dim/16, bytes of a tile]
+    values  u8 [slots, kv_heads, head_dim/16, context/16, bytes of a tile]
+    scales  of keys, of values: half floats u16 [slots, kv_heads, context]; None with 16 bits
+    """
+
+    keys: npt.NDArray[np.uint8]
+    values: npt.NDArray[np.uint8]
+    scales: tuple[npt.NDArray[np.uint16] | None, npt.NDArray[np.uint16] | None]
+
+    @classmethod
+    def empty(cls, spec: ModelSpec, slots: int, context: int, bits: str) -> LayerArrays:
+        heads, along, across = (slots, spec.kv_heads), context // TILE, spec.head_dim // TILE
+        key_bytes, value_bytes = (TILE * TILE * each // 8 for each in key_value_bits(bits))
+        # Written, not only mapped: what is reserved is in use from the start. And zero, since
+        # attention multiplies the unused places of a tile by zero.
+        k_scale, v_scale = (
+            np.full((*heads, context), 0, np.uint16) if each < 16 else None
+            for each in key_value_bits(bits)
+        )
+        return cls(
+            np.full((*heads, along, across, key_bytes), 0, np.uint8),
+            np.full((*heads, across, along, value_bytes), 0, np.uint8),
+            (k_scale, v_scale),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.keys, self.values, *self.scales)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +81,7 @@ class LayerCache:
 class KVCache:
     """One LayerCache for each layer; every slot holds one sequence.
 
-    Raises UsageError for other `bits` than 16, 8 and 4.
+    Raises UsageError for other `bits` than those of KV_BITS.
     """
 
     def __init__(
@@ -54,46 +91,36 @@ class KVCache:
         context: int,
         layers: int | None = None,
         *,
-        bits: int = 16,
+        bits: str = "16",
     ) -> None:
-        check_bits(bits)
         self.slots, self.context, self.bits = slots, round_context(context), bits
-        count = spec.layers if layers is None else layers
-        heads, along, across = (
-            (count, slots, spec.kv_heads),
-            self.context // TILE,
-            spec.head_dim // TILE,
-        )
-        tile = TILE * TILE * bits // 8
-        # Written, not only mapped: what is reserved is in use from the start. And zero, since
-        # attention multiplies the unused places of a tile by zero.
-        tiles = [
-            np.full((*heads, *sides, tile), 0, np.uint8)
-            for sides in ((along, across), (across, along))
-        ]
-        scales = [np.full((*heads, self.context), 0, np.uint16) for _ in tiles if bits < 16]
-        self.nbytes = sum(array.nbytes for array in tiles + scales)
-        self.layers = [
-            LayerCache(
-                _native.LayerCache(
-                    *(array[layer] for array in tiles),
-                    *((array[layer] for array in scales) if scales else (None, None)),
-                )
-            )
-            for layer in range(count)
-        ]
+        self.layers: list[LayerCache] = []
+        self.nbytes = 0
+        for _ in range(spec.layers if layers is None else layers):
+            self._add(LayerArrays.empty(spec, slots, self.context, bits))
+
+    def _add(self, arrays: LayerArrays) -> None:
+        self.nbytes += arrays.nbytes
+        native = _native.LayerCache(arrays.keys, arrays.values, *arrays.scales)
+        self.layers.append(LayerCache(native))
 
 
-def check_bits(bits: int) -> None:
-    """Raises UsageError for a cache that does not exist."""
+def key_value_bits(bits: str) -> tuple[int, int]:
+    """Bits of a number in keys and in values. Raises UsageError for a cache that does not exist."""
     if bits not in KV_BITS:
-        raise UsageError(f"--kv {bits}: must be one of 16, 8, 4")
+        raise UsageError(f"--kv {bits}: must be one of {', '.join(KV_BITS)}")
+    return KV_BITS[bits]
 
 
-def cache_bytes(spec: ModelSpec, slots: int, context: int, bits: int = 16) -> int:
+def cache_bytes(
+    spec: ModelSpec, slots: int, context: int, bits: str = "16", layers: int | None = None
+) -> int:
     """Bytes a KVCache takes."""
-    head_bits = spec.head_dim * bits + (16 if bits < 16 else 0)
-    return 2 * spec.layers * slots * round_context(context) * spec.kv_heads * head_bits // 8
+    count = spec.layers if layers is None else layers
+    head_bits = sum(
+        spec.head_dim * each + (16 if each < 16 else 0) for each in key_value_bits(bits)
+    )
+    return count * slots * round_context(context) * spec.kv_heads * head_bits // 8
 
 
 def attention_bytes(spec: ModelSpec, context: int, threads: int) -> int:

@@ -42,7 +42,7 @@ class Setting:
 
     context: int
     sequences: int = 1
-    kv_bits: int = KV_BITS_DEFAULT
+    kv_bits: str = KV_BITS_DEFAULT
     threads: int = 1
     unpack: bool = False
 

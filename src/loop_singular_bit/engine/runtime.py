@@ -54,7 +54,7 @@ class Engine:
     """A network with its cache and buffers: rows in, logits out. Knows no text."""
 
     def __init__(
-        self, network: Network, slots: int, context: int, rows_max: int, kv_bits: int = 16
+        self, network: Network, slots: int, context: int, rows_max: int, kv_bits: str = "16"
     ) -> None:
         self.network = network
         self.context = context
@@ -207,14 +207,14 @@ def open_model(
     context: int | None = None,
     threads: int | None = None,
     sequences: int = 1,
-    kv_bits: int = KV_BITS_DEFAULT,
+    kv_bits: str = KV_BITS_DEFAULT,
     unpack: bool = False,
 ) -> Iterator[Model]:
     """Opens an artefact for `sequences` sequences of `context` tokens within `ram_bytes`.
 
-    kv_bits: of the numbers in the KV cache, 16, 8 or 4. unpack: planes are decoded on opening,
-    which takes 8 bits a weight of memory and gives the same bits, faster where memory outruns
-    decoding.
+    kv_bits: of the numbers in the KV cache, a key of KV_BITS. unpack: planes are decoded on
+    opening, which takes 8 bits a weight of memory and gives the same bits, faster where memory
+    outruns decoding.
     Raises BudgetError with the memory table when the budget cannot hold it.
     """
     _native.set_threads(usable_cores() if threads is None else threads)

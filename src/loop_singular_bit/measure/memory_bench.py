@@ -35,7 +35,7 @@ class MemoryOptions:
     prompt: int = 1500
     generate: int = 200
     threads: int | None = None
-    kv_bits: int = KV_BITS_DEFAULT
+    kv_bits: str = KV_BITS_DEFAULT
     group: Path | None = None
 
     def __post_init__(self) -> None:

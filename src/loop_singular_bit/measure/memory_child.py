@@ -35,7 +35,7 @@ class ChildRequest:
     prompt: int
     generate: int
     threads: int | None
-    kv_bits: int
+    kv_bits: str
     started: float
 
 

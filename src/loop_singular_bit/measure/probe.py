@@ -44,7 +44,7 @@ class RunRequest:
     ram_bytes: int | None
     context: int | None
     threads: int | None
-    kv_bits: int = KV_BITS_DEFAULT
+    kv_bits: str = KV_BITS_DEFAULT
 
 
 def probe_run(request: RunRequest) -> RunFigures:

@@ -133,7 +133,7 @@ def perplexity(
     network: Network,
     tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    kv_bits: int = 16,
+    kv_bits: str = "16",
 ) -> Perplexity:
     """Perplexity over windows [count, context + 1], with a KV cache of `kv_bits`."""
     count, context = tokens.shape[0], tokens.shape[1] - 1
@@ -154,7 +154,7 @@ def compare(
     original: Network,
     tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    kv_bits: int = 16,
+    kv_bits: str = "16",
 ) -> list[Quality]:
     """Quality of each network against `original` over windows [count, context + 1].
 

@@ -35,7 +35,7 @@ class SpeedOptions:
     prompt: int = 512
     generate: int = 128
     repeats: int = 5
-    kv_bits: int = KV_BITS_DEFAULT
+    kv_bits: str = KV_BITS_DEFAULT
     unpack: bool = False
 
 
