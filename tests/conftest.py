@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,19 @@ from tiny import TEXT, write_tiny_model
 from loop_singular_bit import LoopCompressor
 from loop_singular_bit.compress.compressor import EvaluationOptions
 from loop_singular_bit.compress.pipeline import CalibrationOptions
+from loop_singular_bit.container import scratch_file
 
 # No test depends on how fast a busy machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders_of_tests_are_disk() -> Iterator[None]:
+    """Also where temporary files are kept in memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch_file, "MOUNTS", Path("unknown"))
+        yield
 
 
 @pytest.fixture(scope="session")

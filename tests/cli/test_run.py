@@ -6,7 +6,31 @@ from pathlib import Path
 import pytest
 from cli_runs import Command, copied, flip_data_bit, set_version
 
+from loop_singular_bit.container import ContainerReader
+from loop_singular_bit.engine import spill
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+from loop_singular_bit.engine.memory_plan import Setting, as_plans, streamed_plan
+
 FEW = ("--max-tokens", 4)
+
+
+def test_keys_and_values_on_disk_are_said_and_change_nothing(
+    tiny_artefact: Path, lsb: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill, "PASS_BYTES", 1)  # the buffer would outweigh this small a cache
+    spec = read_spec(tiny_artefact)
+    with ContainerReader.open(tiny_artefact / WEIGHTS_FILE) as reader:
+        plan = streamed_plan(spec, as_plans(reader.records), Setting(256, threads=1))
+    flags = ("--context", 256, "--threads", 1, "--draft", 0, *FEW)
+    enough, less = (
+        lsb(
+            "run", tiny_artefact, "hello", *flags, "--ram-mb", (plan.ledger.total_bytes - cut) / 1e6
+        )
+        for cut in (0, 1)
+    )
+    assert enough.out == less.out
+    assert "on disk" not in enough.err
+    assert "[keys and values of 2 of 2 layers are on disk (0.1 MB): more --ram-mb or" in less.err
 
 
 def test_an_answer_on_stdout_and_its_speed_on_stderr(tiny_artefact: Path, lsb: Command) -> None:

@@ -178,7 +178,7 @@ def test_budget_chooses_between_memory_and_disk(tmp_path: Path) -> None:
             assert model.ledger.total_bytes <= ram_bytes
     with (
         pytest.raises(BudgetError, match="lower --context 256 or raise --ram-mb"),
-        open_model(artefact, threads=1, ram_bytes=streamed - 1),
+        open_model(artefact, threads=1, ram_bytes=streamed // 2),
     ):
         pass
 

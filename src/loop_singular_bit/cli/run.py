@@ -60,6 +60,8 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
         kv_bits=flags["kv_bits"],
         unpack=flags["unpack"],
     ) as model, model.session() as session:  # fmt: skip
+        if model.plan.spilled and not as_json:
+            click.echo(_spill_notice(model), err=True)
         text = model.text
         ids = text.encode(prompt, special=True) if raw else text.encode_prompt(prompt)
         parts = []
@@ -70,6 +72,15 @@ def run(directory: Path, prompt: str, raw: bool, as_json: bool, **flags: Any) ->
                 sys.stdout.flush()
             if isinstance(event, Finish):
                 _report(event, "".join(parts), as_json)
+
+
+def _spill_notice(model: Any) -> str:
+    spilled, layers = model.plan.spilled, model.engine.network.spec.layers
+    size_mb = model.engine.cache.on_disk_bytes / 1e6
+    return (
+        f"[keys and values of {spilled} of {layers} layers are on disk ({size_mb:.1f} MB): "
+        "more --ram-mb or less --context keeps them in memory]"
+    )
 
 
 def _report(finish: Any, text: str, as_json: bool) -> None:

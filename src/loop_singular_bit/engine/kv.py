@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from loop_singular_bit.errors import UsageError
 from loop_singular_bit.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int32]
 
 # Of a number in keys and in values, by what --kv says. 16: half floats. 8, 4: integers of rotated
 # heads, a half-float scale for each head and position (docs/decisions/0008-kv-cache.md).
@@ -57,8 +59,16 @@ class LayerArrays:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.keys, self.values, *self.scales)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(tiles.nbytes for tiles in self.tiles())
+
+    def tiles(self) -> list[npt.NDArray[Any]]:
+        """Views of every array as [slots, tiles along the positions, ...]."""
+        scales = [part for part in self.scales if part is not None]
+        return [
+            np.moveaxis(self.keys, 2, 1),
+            np.moveaxis(self.values, 3, 1),
+            *(np.moveaxis(part.reshape(*part.shape[:2], -1, TILE), 2, 1) for part in scales),
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,12 @@ class LayerCache:
     ) -> None:
         """Records out [rows_max, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal."""
         program.attend(self.native, q, heads, window or 0, out)
+
+    def load(self, slots: Places, positions: Places) -> None:
+        """Before a batch runs: what it sees is in memory, always."""
+
+    def save(self, slots: Places, positions: Places) -> None:
+        """After a batch ran: what it stored stays in memory."""
 
 
 class KVCache:
@@ -103,6 +119,14 @@ class KVCache:
         self.nbytes += arrays.nbytes
         native = _native.LayerCache(arrays.keys, arrays.values, *arrays.scales)
         self.layers.append(LayerCache(native))
+
+    @property
+    def on_disk_bytes(self) -> int:
+        """Of keys and values beyond memory."""
+        return 0
+
+    def close(self) -> None:
+        """Gives back what is on disk: nothing."""
 
 
 def key_value_bits(bits: str) -> tuple[int, int]:

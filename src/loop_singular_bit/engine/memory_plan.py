@@ -15,6 +15,7 @@ from loop_singular_bit.engine.draft import draft_bytes
 from loop_singular_bit.engine.kv import KV_BITS_DEFAULT, attention_bytes, cache_bytes
 from loop_singular_bit.engine.ring import SLOTS_MIN
 from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
+from loop_singular_bit.engine.spill import spill_bytes
 from loop_singular_bit.engine.stream import cut, streamed_extents
 from loop_singular_bit.engine.workspace import head_bytes, workspace_bytes
 from loop_singular_bit.models.spec import ModelSpec
@@ -50,13 +51,15 @@ class Setting:
 @dataclass(frozen=True)
 class RunPlan:
     """rows: of one sweep. slots, pinned: of the ring; 0 where everything is in memory.
-    sweep_bytes: read from disk for each sweep of the layers and the head."""
+    sweep_bytes: read from disk for each sweep of the layers and the head.
+    spilled: layers whose keys and values are on disk."""
 
     ledger: Ledger
     rows: int
     slots: int = 0
     pinned: int = 0
     sweep_bytes: int = 0
+    spilled: int = 0
 
     @property
     def streamed(self) -> bool:
@@ -112,12 +115,14 @@ def activation_bytes(spec: ModelSpec, rows: int) -> int:
     return max(workspace_bytes(spec, rows), head_bytes(spec, min(rows, HEAD_ROWS_MAX)))
 
 
-def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int) -> Ledger:
+def _fixed(spec: ModelSpec, setting: Setting, extents: int, rows: int, spilled: int = 0) -> Ledger:
     ledger = Ledger()
     ledger.reserve("process", PROCESS_BYTES + TOKENIZER_BYTES_PER_TOKEN * spec.vocab)
     ledger.reserve("file index", EXTENT_BYTES * extents)
-    cache = cache_bytes(spec, setting.sequences, setting.context, setting.kv_bits)
-    ledger.reserve("kv", cache)
+    cache = (spec, setting.sequences, setting.context, setting.kv_bits)
+    ledger.reserve("kv", cache_bytes(*cache, layers=spec.layers - spilled))
+    if spilled:
+        ledger.reserve("kv on disk: buffers", spill_bytes(*cache, spilled))
     ledger.reserve("attention", attention_bytes(spec, setting.context, setting.threads))
     ledger.reserve("activations", activation_bytes(spec, rows))
     ledger.reserve("drafts", setting.sequences * draft_bytes(spec.vocab, setting.context))
@@ -168,21 +173,33 @@ def _unpacked_bytes(spec: ModelSpec, records: Sequence[RecordPlan]) -> int:
 def streamed_plan(
     spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, ram_bytes: int | None = None
 ) -> RunPlan:
-    """Layers and head streamed: as many rows as fit, then slots, then spans that stay. Without a
-    budget the least that runs. The plan may still not fit: see Ledger.require."""
-    plans = (
-        _with_ring(spec, records, setting, min(rows, setting.context), ram_bytes or 0)
-        for rows in SWEEP_ROWS
-    )
-    candidates = list(plans)
-    fitting = (p for p in candidates if ram_bytes and p.ledger.total_bytes <= ram_bytes)
-    return next(fitting, candidates[-1])
+    """Layers and head streamed: as many rows as fit, then slots, then spans that stay. Keys and
+    values of some layers are on disk only if that is what it takes. Without a budget the least
+    that runs with all of them in memory. The plan may still not fit: see Ledger.require."""
+    every = [min(rows, setting.context) for rows in SWEEP_ROWS]
+    plans = [_with_ring(spec, records, setting, rows, ram_bytes or 0) for rows in every]
+    if ram_bytes is None:
+        return plans[-1]
+    plans += [_with_spill(spec, records, setting, rows, ram_bytes) for rows in every]
+    fitting = (p for p in plans if p.ledger.total_bytes <= ram_bytes)
+    return next(fitting, min(plans, key=lambda p: p.ledger.total_bytes))
+
+
+def _with_spill(
+    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, rows: int, ram_bytes: int
+) -> RunPlan:
+    """Keys and values of as many layers in memory as fit, of one fewer than all at the most."""
+    least = _with_ring(spec, records, setting, rows, 0, spec.layers)
+    layer = cache_bytes(spec, setting.sequences, setting.context, setting.kv_bits, layers=1)
+    kept = min(max(ram_bytes - least.ledger.total_bytes, 0) // layer, spec.layers - 1)
+    return _with_ring(spec, records, setting, rows, ram_bytes, spec.layers - kept)
 
 
 def _with_ring(
-    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, rows: int, ram_bytes: int
-) -> RunPlan:
-    ledger = _fixed(spec, setting, sum(len(r.extents) for r in records), rows)
+    spec: ModelSpec, records: Sequence[RecordPlan], setting: Setting, rows: int, ram_bytes: int,
+    spilled: int = 0,
+) -> RunPlan:  # fmt: skip
+    ledger = _fixed(spec, setting, sum(len(r.extents) for r in records), rows, spilled)
     ledger.reserve("small weights", sum(map(kept_bytes, records)))
     spans = span_bytes(spec, records)
     slot = max(spans) + 3 * PAGE_BYTES  # what lies between extents, and both ends
@@ -195,7 +212,8 @@ def _with_ring(
         pinned, pinned_bytes = pinned + 1, pinned_bytes + size + 3 * PAGE_BYTES
     ledger.reserve("slots", slots * slot)
     ledger.reserve("weights that stay", pinned_bytes)
-    return RunPlan(_with_opening(spec, ledger), rows, slots, pinned, sum(spans[pinned:]))
+    read = sum(spans[pinned:])
+    return RunPlan(_with_opening(spec, ledger), rows, slots, pinned, read, spilled)
 
 
 def best_plan(

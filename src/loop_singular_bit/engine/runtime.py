@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from loop_singular_bit.engine.memory_plan import (
 )
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.rope import rotary_table
+from loop_singular_bit.engine.spill import SpilledCache
 from loop_singular_bit.engine.sweep import Batch, Head, Sweep
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import InputRefusedError, UsageError
@@ -54,11 +56,13 @@ class Engine:
     """A network with its cache and buffers: rows in, logits out. Knows no text."""
 
     def __init__(
-        self, network: Network, slots: int, context: int, rows_max: int, kv_bits: str = "16"
-    ) -> None:
+        self, network: Network, slots: int, context: int, rows_max: int, kv_bits: str = "16",
+        cache: KVCache | None = None,
+    ) -> None:  # fmt: skip
+        """cache: where it is not all in memory; given instead of `slots` and `kv_bits`."""
         self.network = network
         self.context = context
-        self.cache = KVCache(network.spec, slots, context, bits=kv_bits)
+        self.cache = cache or KVCache(network.spec, slots, context, bits=kv_bits)
         rotary = rotary_table(network.spec, self.cache.context)
         memory = AlignedBuffer(activation_bytes(network.spec, rows_max)).array
         self._sweep = Sweep(network, self.cache, rotary, rows_max, memory)
@@ -199,6 +203,16 @@ def _open_network(directory: Path, plan: RunPlan, unpack: bool) -> ArtefactNetwo
     return ResidentNetwork(directory, unpack=unpack)
 
 
+def _open_cache(directory: Path, spec: ModelSpec, setting: Setting, plan: RunPlan) -> KVCache:
+    if not plan.spilled:
+        return KVCache(spec, setting.sequences, setting.context, bits=setting.kv_bits)
+    folders = directory, Path(tempfile.gettempdir())  # the weights' disk is a large one
+    return SpilledCache(
+        spec, setting.sequences, setting.context, bits=setting.kv_bits, spilled=plan.spilled,
+        folders=folders,
+    )  # fmt: skip
+
+
 @contextmanager
 def open_model(
     directory: Path,
@@ -215,7 +229,8 @@ def open_model(
     kv_bits: of the numbers in the KV cache, a key of KV_BITS. unpack: planes are decoded on
     opening, which takes 8 bits a weight of memory and gives the same bits, faster where memory
     outruns decoding.
-    Raises BudgetError with the memory table when the budget cannot hold it.
+    Raises BudgetError with the memory table when the budget cannot hold it, ResourceError when
+    the disk has no room for keys and values that it must hold.
     """
     _native.set_threads(usable_cores() if threads is None else threads)
     spec = read_spec(directory)
@@ -224,9 +239,9 @@ def open_model(
     setting = Setting(positions, sequences, kv_bits, _native.threads(), unpack)
     plan = plan_run(directory, setting, ram_bytes)
     _native.release_free_memory()  # reading a tokenizer takes twice what it then holds
-    network = _open_network(directory, plan, unpack)
-    try:
-        engine = Engine(network, sequences, positions, plan.rows, kv_bits)
+    with (
+        closing(_open_network(directory, plan, unpack)) as network,
+        closing(_open_cache(directory, spec, setting, plan)) as cache,
+    ):
+        engine = Engine(network, sequences, positions, plan.rows, cache=cache)
         yield Model(directory.resolve().name, text, engine, network, plan)
-    finally:
-        network.close()

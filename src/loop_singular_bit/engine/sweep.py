@@ -137,8 +137,11 @@ class Sweep:
         for start in range(0, len(x), EMBEDDED_TOGETHER):
             rows = slice(start, start + EMBEDDED_TOGETHER)
             x[rows] = self.network.embedding.read_rows(batch.ids[rows])
-        for index in range(self.network.spec.layers):
-            self._program(index).run(batch)
+        for index, cached in enumerate(self._cache.layers):
+            program = self._program(index)
+            cached.load(batch.slots, batch.positions)
+            program.run(batch)
+            cached.save(batch.slots, batch.positions)
         return x
 
     def _program(self, index: int) -> LayerProgram:
