@@ -110,7 +110,7 @@ class NetworkScorer:
     """
 
     def __init__(
-        self, network: Network, context: int, kv_bits: int = 16, keep: bool = False
+        self, network: Network, context: int, kv_bits: str = "16", keep: bool = False
     ) -> None:
         self._engine = Engine(network, 1, context, context, kv_bits)
         self._kept: dict[tuple[int, ...], Floats] | None = {} if keep else None
