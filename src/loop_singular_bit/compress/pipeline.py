@@ -166,7 +166,7 @@ def calibration_tokens(
     sequences = max(1, options.tokens // length)
     files = source.companion_files()
     if options.text is None:
-        first = _start_id(files, source.spec.vocab)
+        first = first_id(files, source.spec.vocab)
         with source_text(source) as text:
             starts = openings(text, first, sequences)
         return calibrate.sample_sequences(
@@ -183,7 +183,7 @@ def calibration_tokens(
     return np.asarray(ids[: sequences * length], np.int64).reshape(sequences, length)
 
 
-def _start_id(files: Mapping[str, bytes], vocab: int) -> int:
+def first_id(files: Mapping[str, bytes], vocab: int) -> int:
     """The token a text starts with: beginning of text, else end of text, else 0.
 
     Raises ConfigError when config.json names a token that has no row in the embedding.
