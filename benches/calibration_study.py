@@ -66,7 +66,8 @@ def squared(guidance: Guidance) -> Guidance:
 
 def first_tokens(source: Source, network: OriginalNetwork, tokens: int) -> Tokens:
     """Sampled with nothing given but the first token."""
-    starts = [[first_id(source)]] * (tokens // SEQUENCE_TOKENS)
+    first = first_id(source.companion_files(), source.spec.vocab)
+    starts = [[first]] * (tokens // SEQUENCE_TOKENS)
     return sample_sequences(network, starts, SEQUENCE_TOKENS, 0)
 
 

@@ -14,7 +14,7 @@ from tiny import write_tiny_model
 
 from loop_singular_bit.budget import Budgets
 from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.pipeline import make_plan, write_artefacts
+from loop_singular_bit.compress.pipeline import Calibration, make_plan, write_artefacts
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.container import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
@@ -45,7 +45,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = open_source(str(write_tiny_model(folder / "m", layers=8, tied=False)))
     plan = make_plan(source, CodecOptions(planes=2, outlier_ratio=0.02), Budgets())
     (folder / "a").mkdir()
-    write_artefacts(source, [(plan, folder / "a")], np.full((2, 64), 7), 0)
+    tokens = np.full((2, 64), 7)
+    write_artefacts(source, [(plan, folder / "a")], Calibration(tokens), 0)
     return folder / "a"
 
 
