@@ -16,7 +16,7 @@ import pytest
 from cli_runs import Command
 from tiny import Tiny, tiny_weights, write_safetensors, write_tiny_model
 
-from loop_singular_bit.compress import calibrate, compressor
+from loop_singular_bit.compress import calibrate, compressor, pipeline
 from loop_singular_bit.measure.quality import Quality
 
 SHORT = ("--tokens", 64, "--context", 64, "-q")
@@ -297,6 +297,16 @@ def test_people_get_a_table(tmp_path: Path, tiny_model: Path, lsb: Command, prob
     assert outcome.code == 0
     for row in ("size", "bits per weight", "perplexity", "KL mean", "50.0 MB", "100.0 tokens/s"):
         assert row in outcome.out
+
+
+def test_without_guidance_there_is_no_backward_sweep(
+    tmp_path: Path, tiny_model: Path, lsb: Command, probed: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "guidance", None)  # would end the test
+    flags = ("-o", tmp_path / "out", *SHORT)
+    assert lsb("compress", tiny_model, *flags, "--no-guidance").code == 0
+    with pytest.raises(TypeError):
+        lsb("compress", tiny_model, "-o", tmp_path / "guided", *SHORT)
 
 
 def test_an_interrupt_leaves_nothing_behind(

@@ -29,6 +29,11 @@ from loop_singular_bit.errors import TargetMissedError
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Calibration text [default: sampled from the model itself].")  # fmt: skip
 @click.option("--calibration-tokens", default=16384, show_default=True, help="Tokens to use.")
+@click.option(
+    "--no-guidance",
+    is_flag=True,
+    help="No backward sweep: all tokens count alike, planes follow a fixed order.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of signs and sampling.")
 @evaluation_options
 @threads_option
@@ -57,7 +62,10 @@ def compress(model: str, output: Path | None, **flags: Any) -> None:
             quality_threshold=flags["max_loss"],
             codec=codec,
             calibration=CalibrationOptions(
-                flags["calibration_tokens"], read_text(flags["calibration"]), flags["seed"]
+                flags["calibration_tokens"],
+                read_text(flags["calibration"]),
+                flags["seed"],
+                guided=not flags["no_guidance"],
             ),
             evaluation=EvaluationOptions(
                 read_text(flags["text"]), flags["context"], flags["tokens"]
