@@ -191,7 +191,8 @@ def _with_spill(
     """Keys and values of as many layers in memory as fit, of one fewer than all at the most."""
     least = _with_ring(spec, records, setting, rows, 0, spec.layers)
     layer = cache_bytes(spec, setting.sequences, setting.context, setting.kv_bits, layers=1)
-    kept = min(max(ram_bytes - least.ledger.total_bytes, 0) // layer, spec.layers - 1)
+    needed = least.ledger.total_bytes - least.ledger.entries["opening"]  # which is over by then
+    kept = min(max(ram_bytes - needed, 0) // layer, spec.layers - 1)
     return _with_ring(spec, records, setting, rows, ram_bytes, spec.layers - kept)
 
 
