@@ -67,6 +67,31 @@ def quality_table() -> str:
             f"{row['quality_loss']:+.1f} ± {row['quality_loss_stderr']:.1f} % | "
             f"{row['kl_mean']:.4f} | {row['kl_median']:.4f} | {100 * row['top1_agreement']:.1f} % |"
         )
+    before = "Both tables are from before [decision 12](docs/decisions/0012-guidance.md)."
+    return "\n".join([*lines, "", before])
+
+
+def calibration_table() -> str:
+    study = load("calibration_study")
+    first = study["rows"][0]
+    names = list(first["texts"])
+    tokens = first["texts"][names[0]]["tokens"]
+    lines = [
+        "What calibration is worth: SmolLM2-135M-Instruct off its grid, linear layers in the bytes "
+        f"of {study['planes']} planes, {study['calibration_tokens']} sampled tokens, "
+        f"KL on {tokens} tokens each of {' and '.join(names)} "
+        "([calibration_study.json](benches/results/calibration_study.json), "
+        "[decision 12](docs/decisions/0012-guidance.md)):",
+        "",
+        "| calibration | " + " | ".join(names) + " |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for row in study["rows"]:
+        figures = " | ".join(
+            f"{row['texts'][name]['kl_mean']:.4f} ± {row['texts'][name]['kl_stderr']:.4f}"
+            for name in names
+        )
+        lines.append(f"| {row['name']} | {figures} |")
     return "\n".join(lines)
 
 
@@ -137,7 +162,8 @@ def main() -> int:
     text = path.read_text("utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    results = "\n\n".join([demo_table(), quality_table(), memory_table(), speed_table(), facts()])
+    tables = (demo_table(), quality_table(), calibration_table(), memory_table(), speed_table())
+    results = "\n\n".join([*tables, facts()])
     wanted = f"{before}{BEGIN}\n{results}\n{END}{after}"
     if "--check" in sys.argv[1:]:
         if wanted != text:

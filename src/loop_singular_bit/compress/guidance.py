@@ -2,7 +2,8 @@
 
 The second-order change of the loss when a matrix's outputs move by dz is about half the sum of
 (dl/dz)^2 dz^2, l the loss of tokens drawn from the model itself. Averaged over a matrix's outputs
-that is one number a token, the weight of its input in H (GuidedQuant, arXiv 2505.07004).
+that is one number a token, the weight of its input in H (GuidedQuant, arXiv 2505.07004;
+docs/decisions/0012-guidance.md).
 
 A forward sweep leaves the input of every layer on disk; a backward sweep reads them last to first.
 """
@@ -177,7 +178,7 @@ def _mean_square(x: Floats) -> Floats:
 
 def _moment(weights: Floats, x: Floats) -> Floats:
     """Sum over rows of weight x^2 [cols]."""
-    return np.asarray(np.einsum("t,tc,tc->c", weights, x, x), np.float32)
+    return np.asarray(weights @ np.square(x), np.float32)
 
 
 def _softmax(scores: Floats) -> Floats:
