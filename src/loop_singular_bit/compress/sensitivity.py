@@ -26,7 +26,7 @@ from loop_singular_bit.models.spec import LINEAR_ROLES, Role
 Floats = npt.NDArray[np.float32]
 
 ROWS = 4096  # rows that are float32 at once
-# Medians over the layers of SmolLM2-135M, where all but the first two layers' o lie within a fifth.
+# Medians over the layers of SmolLM2-135M (benches/feedback_share.py).
 FEEDBACK: Mapping[Role, float] = {
     **dict.fromkeys((*LINEAR_ROLES, Role.HEAD), 0.53), Role.O: 0.35,
 }  # fmt: skip
