@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from loop_singular_bit import LoopCompressor
 from loop_singular_bit.compress.compressor import EvaluationOptions
 from loop_singular_bit.compress.pipeline import CalibrationOptions
 from loop_singular_bit.container import scratch_file
+
+# A shell's background jobs ignore SIGINT, and programs that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test depends on how fast a busy machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
