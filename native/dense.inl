@@ -1,30 +1,76 @@
 // Dense matrices in any of the plain encodings, multiplied in float32: y = x W^T.
 // Every output is a sum in 16 lanes over the columns, so the number of tokens changes no bit.
 
-static void expand_row(const DenseView& w, int64_t row, float* out) {
-  int64_t c = 0;
-  const int64_t cols = w.cols;
-  if (w.kind == Dense::kF32) {
-    std::memcpy(out, (const float*)w.data + row * cols, cols * sizeof(float));
-    c = cols;
-  } else if (w.kind == Dense::kI8) {
-    const int8_t* p = (const int8_t*)w.data + row * cols;
-    for (; c < cols; ++c) out[c] = (float)p[c];
-  } else if (w.kind == Dense::kSign) {
-    const uint8_t* p = (const uint8_t*)w.data + row * ((cols + 7) / 8);
-    for (; c < cols; ++c) out[c] = p[c / 8] >> (c % 8) & 1 ? 1.0f : -1.0f;
-  } else {
-    const uint16_t* p = (const uint16_t*)w.data + row * cols;
-    const bool half = w.kind == Dense::kF16;
-    for (; c + kLanes <= cols; c += kLanes)
-      store_lanes(out + c, half ? load_half(p + c) : load_bfloat(p + c));
-    if (c < cols) {
-      uint16_t tail[kLanes] = {};
-      std::memcpy(tail, p + c, (cols - c) * 2);
-      store_lanes(out + c, half ? load_half(tail) : load_bfloat(tail));
-    }
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+constexpr int64_t dense_bytes(Dense kind, int64_t count) {  // of count weights that lie side by side
+  return kind == Dense::kF32 ? 4 * count : kind == Dense::kSign ? (count + 7) / 8 : kind == Dense::kI8 ? count : 2 * count;
+}
+
+static inline Lanes load_bytes(const int8_t* p) {
+  Lanes l;
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)  // what gcc makes of the last branch is slow here
+    l.part[i] = (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX__)
+    l.part[i] = (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + i * W))));
+#else
+    vq bytes;
+    std::memcpy(&bytes, p + i * W, sizeof bytes);
+    l.part[i] = __builtin_convertvector(bytes, vf);
+#endif
   }
-  for (c = cols; c % kLanes; ++c) out[c] = 0.0f;
+  return l;
+}
+
+static inline Lanes load_signs(const uint8_t* p) {  // bit 1: 1, bit 0: -1
+  float v[kLanes];
+  for (int i = 0; i < kLanes; ++i) v[i] = p[i / 8] >> (i % 8) & 1 ? 1.0f : -1.0f;
+  return load_lanes(v);
+}
+
+template <Dense K>
+static inline Lanes load_weights(const uint8_t* p) {
+  if constexpr (K == Dense::kF32) return load_lanes((const float*)p);
+  if constexpr (K == Dense::kF16) return load_half((const uint16_t*)p);
+  if constexpr (K == Dense::kBF16) return load_bfloat((const uint16_t*)p);
+  if constexpr (K == Dense::kI8) return load_bytes((const int8_t*)p);
+  if constexpr (K == Dense::kSign) return load_signs(p);
+}
+
+template <Dense K>
+static Lanes load_weights_tail(const uint8_t* p, int64_t count) {  // zeros after them
+  uint8_t padded[kLanes * 4] = {};
+  std::memcpy(padded, p, dense_bytes(K, count));
+  float v[kLanes];
+  store_lanes(v, load_weights<K>(padded));
+  return load_tail(v, count);
+}
+
+template <Dense K, typename Put>
+static void expand_as(const DenseView& w, int64_t row, int64_t begin, int64_t end, const Put& put) {
+  const uint8_t* p = (const uint8_t*)w.data + row * dense_bytes(K, w.cols) + dense_bytes(K, begin);
+  const int64_t whole = (end - begin) / kLanes;
+  for (int64_t s = 0; s < whole; ++s) put(s, load_weights<K>(p + dense_bytes(K, s * kLanes)));
+  const int64_t done = whole * kLanes, left = end - begin - done;
+  if (left) put(whole, load_weights_tail<K>(p + dense_bytes(K, done), left));
+}
+
+// put(step, 16 floats) for columns [begin, end) of a row, zeros after the last; begin is a multiple of 16.
+template <typename Put>
+static void expand(const DenseView& w, int64_t row, int64_t begin, int64_t end, const Put& put) {
+  switch (w.kind) {
+    case Dense::kF32: return expand_as<Dense::kF32>(w, row, begin, end, put);
+    case Dense::kF16: return expand_as<Dense::kF16>(w, row, begin, end, put);
+    case Dense::kBF16: return expand_as<Dense::kBF16>(w, row, begin, end, put);
+    case Dense::kI8: return expand_as<Dense::kI8>(w, row, begin, end, put);
+    case Dense::kSign: return expand_as<Dense::kSign>(w, row, begin, end, put);
+  }
+}
+
+// A whole row, for few tokens.
+static void expand_row(const DenseView& w, int64_t row, float* out) {
+  expand(w, row, 0, w.cols, [&](int64_t step, const Lanes& l) { store_lanes(out + step * kLanes, l); });
 }
 
 template <int R, int T>
@@ -56,13 +102,13 @@ static void dense_block(const float* w, int64_t w_stride, const float* x, int64_
 }
 
 // Rows and tokens of a register block: 16 lanes take 1, 2 or 4 registers.
-constexpr int kDenseRows = W == 16 ? 4 : W == 8 ? 3 : 1;
-constexpr int kDenseTokens = W == 16 ? 4 : 2;
+constexpr int kFewRows = W == 16 ? 4 : W == 8 ? 3 : 1;
+constexpr int kFewTokens = W == 16 ? 4 : 2;
 
 template <int R>
 static void dense_rows(const float* w, int64_t stride, const float* x, int64_t tokens, int64_t cols,
                        float* out, int64_t out_stride, const float* scale) {
-  constexpr int T = kDenseTokens;
+  constexpr int T = kFewTokens;
   int64_t t = 0;
   for (; t + T <= tokens; t += T)
     dense_block<R, T>(w, stride, x + t * cols, cols, out + t * out_stride, out_stride, scale);
@@ -73,8 +119,8 @@ static void dense_rows(const float* w, int64_t stride, const float* x, int64_t t
 // panel: 4 rows of cols rounded up to 16 floats; float32 rows that need no padding are used in place.
 static void dense_matmul(const DenseView& w, const float* x, int64_t tokens, int64_t row_begin,
                          int64_t row_end, float* out, float* panel) {
-  constexpr int R = kDenseRows;
-  const int64_t stride = (w.cols + kLanes - 1) / kLanes * kLanes;
+  constexpr int R = kFewRows;
+  const int64_t stride = round_up(w.cols, kLanes);
   const bool in_place = w.kind == Dense::kF32 && stride == w.cols;
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t count = row + R <= row_end ? R : 1;
@@ -85,6 +131,97 @@ static void dense_matmul(const DenseView& w, const float* x, int64_t tokens, int
     else dense_rows<1>(rows, stride, x, tokens, w.cols, out + row, w.rows, scale);
     row += count;
   }
+}
+
+// With many tokens, tiles of 4 rows x 3 tokens whose 16-lane sums lie in memory from one block of
+// columns to the next: weights and inputs come from near caches, and the order of additions stays.
+
+constexpr int64_t kTileSums = kTileRows * kTileTokens * kLanes;
+
+// Up to N rows, the last one again where there are less, as [part of the 16 lanes][step][N][W]: what a
+// step of a tile reads lies side by side.
+template <int N>
+static void interleave(const DenseView& rows, int64_t row, int64_t begin, int64_t end, float* out) {
+  const int64_t part = round_up(end - begin, kLanes) / kLanes * N * W;
+  for (int64_t n = 0; n < N; ++n, out += W)
+    expand(rows, row + n < rows.rows ? row + n : rows.rows - 1, begin, end, [&](int64_t step, const Lanes& l) {
+      for (int i = 0; i < kParts; ++i) store(out + i * part + step * N * W, l.part[i]);
+    });
+}
+
+// One part of the lanes at a time, so that all sums fit the registers: sums [part][row][token][W].
+// Not inlined: gcc then has no registers left for the sums.
+static __attribute__((noinline)) void add_tile(const float* w, const float* x, int64_t steps, bool first, float* sums) {
+  constexpr int R = kTileRows, T = kTileTokens;
+  for (int i = 0; i < kParts; ++i, sums += R * T * W) {
+    vf acc[R][T];
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < T; ++t) acc[r][t] = first ? vf{} : load(sums + (r * T + t) * W);
+    for (int64_t s = 0; s < steps; ++s, w += R * W, x += T * W) {
+      vf xt[T];
+      for (int t = 0; t < T; ++t) xt[t] = load(x + t * W);
+      for (int r = 0; r < R; ++r) {
+        const vf v = load(w + r * W);
+        for (int t = 0; t < T; ++t) acc[r][t] += v * xt[t];
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < T; ++t) store(sums + (r * T + t) * W, acc[r][t]);
+  }
+}
+
+static void fold_tile(const float* sums, int64_t tokens, int64_t rows, const float* scale, float* out, int64_t out_stride) {
+  for (int64_t t = 0; t < tokens; ++t, out += out_stride) {
+    Lanes lanes[kTileRows];
+    for (int r = 0; r < kTileRows; ++r)
+      for (int i = 0; i < kParts; ++i) lanes[r].part[i] = load(sums + ((i * kTileRows + r) * kTileTokens + t) * W);
+    float y[kTileRows];
+    fold_four(lanes, y);
+    for (int64_t r = 0; r < rows; ++r) out[r] = scale ? y[r] * scale[r] : y[r];
+  }
+}
+
+// Blocks of columns of equal width, in whole steps: visit(begin, end, end of the last step).
+template <typename Visit>
+static void column_blocks(int64_t cols, const Visit& visit) {
+  const int64_t blocks = (cols + kDenseCols - 1) / kDenseCols;
+  const int64_t width = blocks ? round_up((cols + blocks - 1) / blocks, kLanes) : 0;
+  for (int64_t begin = 0; begin < cols; begin += width) {
+    const int64_t end = begin + width < cols ? begin + width : cols;
+    visit(begin, end, round_up(end, kLanes));
+  }
+}
+
+// One tile of tokens into packed [block of columns][tile][part][step][3][W].
+static void pack_tokens(const float* x, int64_t tokens, int64_t cols, int64_t tile, float* packed) {
+  constexpr int T = kTileTokens;
+  const DenseView rows{Dense::kF32, x, nullptr, tokens, cols};
+  column_blocks(cols, [&](int64_t begin, int64_t end, int64_t stop) {
+    interleave<T>(rows, tile * T, begin, end, packed + begin * round_up(tokens, T) + tile * T * (stop - begin));
+  });
+}
+
+// Weights are expanded once for each block of columns and serve all tokens.
+static void dense_tiles(const DenseView& w, const float* packed, int64_t tokens, int64_t row_begin,
+                        int64_t row_end, float* out, float* scratch) {
+  constexpr int R = kTileRows, T = kTileTokens;
+  const int64_t rows = row_end - row_begin;
+  float *panel = scratch, *sums = scratch + kDenseRows * kDenseCols;
+  auto sums_of = [&](int64_t t, int64_t r) { return sums + (t / T * (kDenseRows / R) + r / R) * kTileSums; };
+  column_blocks(w.cols, [&](int64_t begin, int64_t end, int64_t stop) {
+    const int64_t width = stop - begin;
+    const float* x = packed + begin * round_up(tokens, T);
+    for (int64_t r = 0; r < rows; r += R) interleave<R>(w, row_begin + r, begin, end, panel + r * width);
+    for (int64_t t = 0; t < tokens; t += T)
+      for (int64_t r = 0; r < rows; r += R)
+        add_tile(panel + r * width, x + t * width, width / kLanes, begin == 0, sums_of(t, r));
+  });
+  for (int64_t t = 0; t < tokens; t += T)
+    for (int64_t r = 0; r < rows; r += R) {
+      const int64_t row = row_begin + r;
+      fold_tile(sums_of(t, r), std::min<int64_t>(T, tokens - t), std::min<int64_t>(R, rows - r),
+                w.scale ? w.scale + row : nullptr, out + t * w.rows + row, w.rows);
+    }
 }
 
 // C[8 x 32] += sum_k A(i, k) B[k][32]; A(i, k) = a[i * a_row + k * a_step].
@@ -111,14 +248,24 @@ static void outer_block(const float* a, int64_t a_row, int64_t a_step, const flo
 }
 
 constexpr int kOuterRows = W == 16 ? 8 : 4;
+constexpr int64_t kOuterSteps = 64;  // of two panels: they stay in the first-level cache, with the block
+
+static void copy_block(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int i = 0; i < 32; ++i) std::memcpy(to + i * to_row, from + i * from_row, 32 * sizeof(float));
+}
 
 // Adds the 32 x 32 block (i_block, j_block) of X^T X to h [cols, cols]; panels [cols/32][tokens][32].
 static void gram(const float* panels, int64_t tokens, int64_t cols, int64_t i_block, int64_t j_block,
                  float* h) {
   const float* a = panels + i_block * tokens * 32;
   const float* b = panels + j_block * tokens * 32;
-  for (int i = 0; i < 32; i += kOuterRows)
-    outer_block<kOuterRows>(a + i, 1, 32, b, tokens, h + (i_block * 32 + i) * cols + j_block * 32, cols);
+  float* own = h + i_block * 32 * cols + j_block * 32;
+  alignas(64) float c[32 * 32];
+  copy_block(own, cols, c, 32);
+  for (int64_t t = 0; t < tokens; t += kOuterSteps)
+    for (int i = 0; i < 32; i += kOuterRows)
+      outer_block<kOuterRows>(a + t * 32 + i, 1, 32, b + t * 32, std::min(kOuterSteps, tokens - t), c + i * 32, 32);
+  copy_block(c, 32, own, cols);
 }
 
 // Sum of a[i] b[i] in double precision: products are exact, sums in 16 lanes.

@@ -172,6 +172,19 @@ static inline __m512 emulated_cvtph_ps(__m256i a) {  // VCVTPH2PS, as two 256-bi
                             _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
   return emulated_load_ps(halves);
 }
+static inline __m512i emulated_cvtepi8_epi32(__m128i a) {  // VPMOVSXBD
+  int8_t from[16];
+  std::memcpy(from, &a, sizeof from);
+  Emulated<int32_t> out;
+  for (int n = 0; n < 16; ++n) out.at[n] = from[n];
+  return out.integers();
+}
+static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS
+  const Emulated<int32_t> from(a);
+  float out[16];
+  for (int n = 0; n < 16; ++n) out[n] = (float)from.at[n];
+  return emulated_load_ps(out);
+}
 
 #define _mm512_loadu_si512 emulated_load
 #define _mm512_loadu_ps emulated_load_ps
@@ -207,3 +220,5 @@ static inline __m512 emulated_cvtph_ps(__m256i a) {  // VCVTPH2PS, as two 256-bi
 #define _mm512_extractf32x8_ps emulated_half_ps
 #define _mm512_castps512_ps256(a) emulated_half_ps(a, 0)
 #define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps

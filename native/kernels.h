@@ -76,6 +76,11 @@ struct TileJob {                  // a tile to encode
   int16_t* decoded;               // [rows, cols] integer weights
 };
 
+// Many tokens times a dense matrix: what a thread works on at a time fits about 512 KiB of cache.
+constexpr int kTileRows = 4, kTileTokens = 3;  // 12 sums and their operands fit 16 registers
+constexpr int64_t kDenseRows = 32, kDenseTokens = 96, kDenseCols = 768;
+constexpr int64_t kDenseScratchFloats = kDenseRows * (kDenseTokens * 16 + kDenseCols);
+
 struct Kernels {
   const char* name;
   // codec
@@ -88,8 +93,13 @@ struct Kernels {
   void (*panels_matmul)(const uint8_t* panels, const Shape&, const Activations&, const float* row_scale,
                         float unit, int64_t block_begin, int64_t block_end, float* out, int64_t stride,
                         bool accumulate, void* scratch);
+  // Rows [row_begin, row_end) of x W^T: for few tokens, and for up to kDenseTokens packed ones and
+  // up to kDenseRows rows. `panel`: 4 rows of whole steps of 16.
   void (*dense_matmul)(const DenseView&, const float* x, int64_t tokens, int64_t row_begin,
                        int64_t row_end, float* out, float* panel);
+  void (*dense_tiles)(const DenseView&, const float* packed, int64_t tokens, int64_t row_begin,
+                      int64_t row_end, float* out, float* scratch);
+  void (*pack_tokens)(const float* x, int64_t tokens, int64_t cols, int64_t tile, float* packed);
   void (*rotate)(const float* in, const float* scale, int64_t rows, int64_t cols, int block,
                  const float* mix, bool inverse, float* out, float* scratch);
   void (*quantize)(const float* x, int64_t cols, int group, int8_t* q, float* scale, int32_t* sum);

@@ -1,6 +1,7 @@
 // The AVX-512 kernels, word for word, on emulated instructions: for tests on machines without
 // AVX-512 (CMake option LSB_EMULATE). Compiled twice, with and without VBMI and VNNI. Standard
 // headers come first: they must not see the macros.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>

@@ -16,6 +16,7 @@ typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef int16_t vp __attribute__((vector_size(W * 4)));  // 2 W of them
 typedef int16_t vh __attribute__((vector_size(W * 2)));
 typedef int8_t vc __attribute__((vector_size(W * 2)));
+typedef int8_t vq __attribute__((vector_size(W)));
 typedef uint16_t vn __attribute__((vector_size(W * 4)));
 
 static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
@@ -86,25 +87,41 @@ static inline void add_product(Lanes& acc, const Lanes& a, const Lanes& b) {
   for (int i = 0; i < kParts; ++i) acc.part[i] += a.part[i] * b.part[i];
 }
 // Pairwise: lanes 8 apart, then 4, 2, 1.
-static inline float fold(const Lanes& l) {
+#if defined(__SSE2__)
+static inline __m128 fold_to_four(const Lanes& l) {
 #if defined(__AVX__)
 #if defined(__AVX512F__)
-  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)l.part[0]),
-                               _mm512_extractf32x8_ps((__m512)l.part[0], 1));
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)l.part[0]),
+                                     _mm512_extractf32x8_ps((__m512)l.part[0], 1));
 #else
-  __m256 eight = _mm256_add_ps((__m256)l.part[0], (__m256)l.part[1]);
+  const __m256 eight = _mm256_add_ps((__m256)l.part[0], (__m256)l.part[1]);
 #endif
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
 #else
+  return (__m128)((l.part[0] + l.part[2]) + (l.part[1] + l.part[3]));
+#endif
+}
+static inline float fold(const Lanes& l) {
+  const __m128 four = fold_to_four(l), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+static inline void fold_four(const Lanes* l, float* out) {
+  __m128 a = fold_to_four(l[0]), b = fold_to_four(l[1]), c = fold_to_four(l[2]), d = fold_to_four(l[3]);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+}
+#else
+static inline float fold(const Lanes& l) {
   float v[kLanes];
   store_lanes(v, l);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) v[i] += v[i + width];
   return v[0];
-#endif
 }
+static inline void fold_four(const Lanes* l, float* out) {
+  for (int i = 0; i < 4; ++i) out[i] = fold(l[i]);
+}
+#endif
 
 // 16 half floats (no infinities or NaN reach this) to float: exact on every path.
 static inline Lanes load_half(const uint16_t* p) {

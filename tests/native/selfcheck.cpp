@@ -136,7 +136,7 @@ uint32_t run() {
   check_planes(7, 3, 200, 256, 64, 64);
   check_planes(8, 8, 64, 96, 64, 32);
   for (int kind = 0; kind < 5; ++kind)
-    for (int64_t tokens : {1, 3, 8}) check_dense((Dense)kind, 37, 75, tokens);
+    for (int64_t tokens : {1, 3, 8, 20, 98}) check_dense((Dense)kind, 37, tokens < 98 ? 75 : 800, tokens);
   for (int key_bits : {16, 8, 4})
     for (int value_bits : {16, 8, 4}) {
       check_cache(key_bits, value_bits, 6, 2, 32, 48);

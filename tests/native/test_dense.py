@@ -60,6 +60,36 @@ def test_equals_float64(kind: str, scaled: bool) -> None:
         assert alone.tobytes() == full[6].tobytes()
 
 
+def in_16_lanes(values: Floats, x: Floats) -> Floats:
+    """x W^T as the kernels add it up: 16 lanes over the columns, then lanes 8, 4, 2 and 1 apart."""
+    pad = ((0, 0), (0, -values.shape[1] % 16))
+    w, x = np.pad(values, pad)[None], np.pad(x, pad)[:, None]
+    lanes = np.zeros((len(x), w.shape[1], 16), np.float32)
+    for c in range(0, w.shape[2], 16):
+        lanes += x[:, :, c : c + 16] * w[:, :, c : c + 16]
+    for width in (8, 4, 2, 1):
+        lanes = lanes[:, :, :width] + lanes[:, :, width:]
+    return lanes[:, :, 0]
+
+
+# Many tokens go through blocks of 96 tokens, 32 rows and 768 columns in tiles of 3 x 4.
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("rows", "cols", "tokens"),
+    [(1, 1, 17), (5, 33, 96), (32, 768, 18), (33, 769, 97), (67, 1600, 40), (9, 64, 200)],
+)
+def test_blocks_add_up_in_the_order_of_the_reference(
+    kind: str, rows: int, cols: int, tokens: int
+) -> None:
+    rng = np.random.default_rng(cols)
+    w, values = stored(rng, kind, rows, cols)
+    scale = rng.uniform(0.5, 2, rows).astype(np.float32)
+    x = floats(rng, tokens, cols)
+    expected = in_16_lanes(values, x) * scale
+    np.testing.assert_array_equal(everywhere(lambda: multiply(kind, w, scale, x)), expected)
+    np.testing.assert_array_equal(multiply(kind, w, scale, x[:16]), expected[:16])
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("cols", [16, 8])
 def test_every_finite_16_bit_pattern_is_read_exactly(kind: str, cols: int) -> None:
@@ -88,6 +118,7 @@ def test_every_byte_is_read_exactly(kind: str) -> None:
 def test_no_columns_and_no_rows_give_zeros() -> None:
     assert (multiply("f32", ones(3, 0), None, ones(2, 0)) == np.zeros((2, 3))).all()
     assert multiply("f32", ones(3, 4), None, ones(0, 4)).shape == (0, 3)
+    assert (multiply("f32", ones(3, 0), None, ones(99, 0)) == np.zeros((99, 3))).all()
 
 
 def gram(x: Floats) -> Floats:
@@ -107,6 +138,16 @@ def test_gram_equals_float64_in_the_upper_blocks(tokens: int, cols: int) -> None
     wide[:, :cols] = x
     expected = np.where(upper, wide.T @ wide, 0)
     np.testing.assert_allclose(h, expected, rtol=0, atol=2e-6 * tokens)
+
+
+@pytest.mark.parametrize(("tokens", "cols"), [(65, 200), (513, 300)])
+def test_gram_adds_token_after_token(tokens: int, cols: int) -> None:
+    x = floats(np.random.default_rng(tokens), tokens, cols)
+    expected = np.zeros((cols, cols), np.float32)
+    for row in x:
+        expected += row[:, None] * row
+    h = everywhere(lambda: gram(x))[:cols, :cols]
+    np.testing.assert_array_equal(np.triu(h), np.triu(expected))
 
 
 def test_gram_adds_to_what_is_there() -> None:
