@@ -118,7 +118,7 @@ static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, 
   alignas(64) vs buffer[2][1 << (kWindowMax - 1)];
   vs *from = buffer[0], *to = buffer[1], costs[kLevels];
   // A path from elsewhere must lose to any from `state` by the time they can meet.
-  const vs start = spread16(kFloor), elsewhere = start + spread16(p.window * kStepMax);
+  const vs start = spread16(kFloor), elsewhere = spread16(kFloor + p.window * kStepMax);
   vs at;
   for (int i = 0; i < kStreams; ++i) at[i] = (int16_t)state[i];
   for (int s = 0; s < states; ++s) from[s] = at == spread16(s) ? start : elsewhere;
@@ -132,9 +132,9 @@ static void viterbi_paths(const ViterbiPlane& p, const float* x, int64_t steps, 
     if (t % settle == settle - 1) {
       vs low = from[0];
       for (int s = 1; s < states; ++s) low = least(low, from[s]);
-      low -= spread16(kFloor);
+      const vus drop = (vus)low - (vus)spread16(kFloor);  // unsigned: it may leave the 16 bits
       // Paths that cannot be are cut back to where they still lose, so that 16 bits hold them.
-      for (int s = 0; s < states; ++s) from[s] = least(from[s] - low, elsewhere);
+      for (int s = 0; s < states; ++s) from[s] = least((vs)((vus)from[s] - drop), elsewhere);
     }
   }
   vs best = from[0];
