@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from heapq import heapify, heappop, heappush
+from dataclasses import dataclass, replace
 
 from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.codecs import (
@@ -17,10 +16,11 @@ from loop_singular_bit.codec.codecs import (
     Uniform1,
 )
 from loop_singular_bit.codec.outliers import SKIP
-from loop_singular_bit.codec.planes import DISTORTION, PlaneOptions
+from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
+from loop_singular_bit.compress.spend import PLANES_MOST, spent
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import SITE_OF_ROLE
 from loop_singular_bit.errors import BudgetError, UsageError
@@ -34,7 +34,6 @@ from loop_singular_bit.models.spec import (
 )
 
 PLANES_DEFAULT = 4
-PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
 
 # Who gets one more plane first when a budget leaves room: small and sensitive before large.
@@ -77,6 +76,19 @@ class CodecOptions:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What planes are spent for.
+
+    sensitivity  nats that each matrix costs at a relative error of 1 (compress/sensitivity.py)
+    nats         what all matrices together may be predicted to cost: of all plans that hold it the
+                 smallest is wanted. 0: as little as the storage allows.
+    """
+
+    sensitivity: Mapping[str, float]
+    nats: float = 0.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """A codec for each matrix by name, and the bytes the artefact will have.
 
@@ -98,6 +110,9 @@ class Plan:
         return counts
 
 
+Sized = Callable[[Mapping[str, Codec]], Plan]
+
+
 def plan(
     spec: ModelSpec,
     dtypes: Mapping[str, str],
@@ -105,14 +120,14 @@ def plan(
     options: CodecOptions,
     storage_bytes: int | None,
     seed: int = 0,
-    sensitivity: Mapping[str, float] | None = None,
+    goal: Goal | None = None,
 ) -> Plan:
-    """The best plan within `storage_bytes`; without a limit, the fixed or default planes.
+    """The best plan within `storage_bytes`; without a limit, the fixed or default planes, or the
+    best in as many bytes.
 
-    dtypes: stored type of every tensor. sensitivity: nats that each matrix costs at a relative
-    error of 1 (compress/sensitivity.py); without it, planes are even but for a fixed priority.
-    Raises BudgetError with the least feasible size. A plan fits when its `size_bytes_max` does, so
-    that the written file holds the limit too.
+    dtypes: stored type of every tensor. goal: what matrices cost; None before it is known, when
+    planes are even but for a fixed priority. Raises BudgetError with the least feasible size. A
+    plan fits when its `size_bytes_max` does, so that the written file holds the limit too.
     """
 
     def sized(codecs: Mapping[str, Codec]) -> Plan:
@@ -123,14 +138,24 @@ def plan(
         )
         return Plan(codecs, expected, longest)
 
-    if options.codec != "planes" or options.planes is not None or storage_bytes is None:
-        found = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
-        _require(found, storage_bytes, spec)
-        return found
+    fixed = options.codec != "planes" or options.planes is not None
+    default = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
+    if fixed or (storage_bytes is None and goal is None):
+        _require(default, storage_bytes, spec)
+        return default
+    if storage_bytes is None and goal and not goal.nats:
+        storage_bytes = default.size_bytes_max
+    least = sized(_uniform(spec, options, 1))
+    _require(least, storage_bytes, spec)
+    if goal is not None:
+        return _spend(spec, sized, _one_plane(least.codecs), storage_bytes, goal)
+    assert storage_bytes is not None
+    return _even(spec, sized, options, storage_bytes)
+
+
+def _even(spec: ModelSpec, sized: Sized, options: CodecOptions, storage_bytes: int) -> Plan:
+    """As many planes everywhere as fit, and some more by priority."""
     best = sized(_uniform(spec, options, 1))
-    _require(best, storage_bytes, spec)
-    if sensitivity is not None:
-        return _spend(spec, sized, _one_plane(best.codecs), storage_bytes, sensitivity)
     for planes in range(2, PLANES_MOST + 1):
         candidate = sized(_uniform(spec, options, planes))
         if candidate.size_bytes_max > storage_bytes:
@@ -151,58 +176,20 @@ def _one_plane(codecs: Mapping[str, Codec]) -> dict[str, Codec]:
 
 def _spend(
     spec: ModelSpec,
-    sized: Callable[[Mapping[str, Codec]], Plan],
+    sized: Sized,
     least: Mapping[str, Codec],
-    storage_bytes: int,
-    sensitivity: Mapping[str, float],
+    storage_bytes: int | None,
+    goal: Goal,
 ) -> Plan:
-    """Planes where their bytes save most, within the budget."""
+    """Planes where their bytes save most, within the budget, until the goal is reached."""
+    if storage_bytes is None:
+        return sized(spent(spec, least, None, goal.sensitivity, goal.nats))
     left = storage_bytes - sized(least).size_bytes_max
     while True:
-        found = sized(_spent(spec, least, left, sensitivity))
+        found = sized(spent(spec, least, left, goal.sensitivity, goal.nats))
         if found.size_bytes_max <= storage_bytes:
             return found
         left -= found.size_bytes_max - storage_bytes  # extents are aligned, and the index grew
-
-
-def _spent(
-    spec: ModelSpec, least: Mapping[str, Codec], nbytes: int, sensitivity: Mapping[str, float]
-) -> dict[str, Codec]:
-    """One plane after the other to the matrix where a byte saves most: all but the last few are
-    placed best, as every further plane of a matrix saves less than the one before."""
-    codecs, tensors = dict(least), {t.name: t for t in all_tensors(spec)}
-    waiting = [
-        _offer(tensors[name], codec, sensitivity[name])
-        for name, codec in codecs.items()
-        if isinstance(codec, Planes)
-    ]
-    heapify(waiting)
-    while waiting:
-        offer = heappop(waiting)
-        if offer.nbytes > nbytes:
-            continue
-        name, codecs[offer.name], nbytes = offer.name, offer.codec, nbytes - offer.nbytes
-        if offer.codec.options.planes < PLANES_MOST:
-            heappush(waiting, _offer(tensors[name], offer.codec, sensitivity[name]))
-    return codecs
-
-
-@dataclass(frozen=True, order=True)
-class _Offer:
-    """One more plane for a matrix. saving: nats a byte, negative so that the best is the least."""
-
-    saving: float
-    name: str
-    nbytes: int
-    codec: Planes = field(compare=False)
-
-
-def _offer(tensor: TensorSpec, codec: Planes, sensitivity: float) -> _Offer:
-    planes, (rows, cols) = codec.options.planes, tensor.shape
-    more = replace(codec, options=replace(codec.options, planes=planes + 1))
-    before, after = (sum(c.extent_bytes(rows, cols, "f16").values()) for c in (codec, more))
-    saved = sensitivity * (DISTORTION[planes] - DISTORTION[planes + 1])
-    return _Offer(-saved / (after - before), tensor.name, after - before, more)
 
 
 def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
@@ -246,9 +233,7 @@ def _top_codec(options: CodecOptions, planes: int, looked_up_only: bool) -> Code
     return Planes(PlaneOptions(more, options.window, options.block, tile_rows))
 
 
-def _promote(
-    spec: ModelSpec, sized: Callable[[Mapping[str, Codec]], Plan], base: Plan, size_bytes_max: int
-) -> Plan:
+def _promote(spec: ModelSpec, sized: Sized, base: Plan, size_bytes_max: int) -> Plan:
     """One more plane for matrices in order of priority, as long as the artefact fits."""
     best = base
     for tensor in _by_priority(spec):

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
-from loop_singular_bit.compress.allocate import CodecOptions
+from loop_singular_bit.compress.allocate import CodecOptions, Plan
 from loop_singular_bit.compress.card import NOT_RUN, model_card
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
+    Calibration,
     CalibrationOptions,
     Progress,
     Written,
@@ -28,6 +29,7 @@ from loop_singular_bit.compress.pipeline import (
     silent,
     write_artefacts,
 )
+from loop_singular_bit.compress.rounds import Made, Round, close_loop
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
@@ -105,8 +107,8 @@ class LoopCompressor:
     outlier_ratio      share of weights of each matrix kept exactly, 0..0.5
     target_storage_gb  10^9 bytes on disk; picks the planes
     target_ram_mb      10^6 bytes of a process that runs the artefact
-    quality_threshold  percent of quality loss
-    A target of None is not asked for. `planes` fixes the loops instead of the storage budget.
+    quality_threshold  percent of quality loss; the smallest artefact that holds it is looked for
+    A target of None is not asked for. `planes` fixes the loops instead of the budgets.
     """
 
     outlier_ratio: float = 0.02
@@ -141,28 +143,47 @@ class LoopCompressor:
         started = time.monotonic()
         _native.set_threads(usable_cores() if self.threads is None else self.threads)
         source = open_source(str(model))
-        plan = make_plan(source, self._options, self.budgets, self.calibration.seed)
+        make_plan(source, self._options, self.budgets, self.calibration.seed)  # refuses early
         evaluated = evaluation_tokens(source, self.evaluation)
         directory = Path(output_dir) if output_dir else default_directory(str(model), source)
         _refuse_inside(directory, source.path)
         with new_directory(directory) as partial:
-            calibration = None
-            if self._options.codec == "planes":
-                network = OriginalNetwork(source, resident_layers(source))
-                calibration = make_calibration(
-                    source, network, self.calibration, partial, self.progress
-                )
-                plan = make_plan(
-                    source, self._options, self.budgets, self.calibration.seed,
-                    calibration.sensitivity,
-                )  # fmt: skip
-            written = write_artefacts(
-                source, [(plan, partial)], calibration, self.calibration.seed, self.progress
-            )
-            quality = evaluate_written(source, written, evaluated, self.progress)
+            calibration = self._calibration(source, partial)
+            made, rounds = self._made(source, calibration, evaluated, partial)
             figures = _probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
-            measured = Measured(written[0], quality[0], figures, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            measured = Measured(made.written, made.quality, figures, seconds, tuple(rounds))
             return self.report(source, measured, directory)
+
+    def _calibration(self, source: Source, folder: Path) -> Calibration | None:
+        """None for codecs that need none."""
+        if self._options.codec != "planes":
+            return None
+        network = OriginalNetwork(source, resident_layers(source))
+        return make_calibration(source, network, self.calibration, folder, self.progress)
+
+    def _made(
+        self,
+        source: Source,
+        calibration: Calibration | None,
+        windows: npt.NDArray[np.int64],
+        folder: Path,
+    ) -> tuple[Made, list[Round]]:
+        """The artefact in `folder`; where a loss is allowed and planes are free, the best of some
+        rounds."""
+        seed, limit = self.calibration.seed, self.budgets.loss_percent
+        sensitivity = calibration.sensitivity if calibration else None
+
+        def planned(nats: float) -> Plan:
+            return make_plan(source, self._options, self.budgets, seed, sensitivity, nats)
+
+        def make(plan: Plan, place: Path) -> Made:
+            written = write_artefacts(source, [(plan, place)], calibration, seed, self.progress)
+            return Made(written[0], evaluate_written(source, written, windows, self.progress)[0])
+
+        if limit is None or sensitivity is None or self._options.planes is not None:
+            return make(planned(0.0), folder), []
+        return close_loop(limit, sensitivity, planned, make, folder)
 
     def report(self, source: Source, measured: Measured, directory: Path) -> CompressionResult:
         """What `compress --json` prints; also written as report.json and the model card."""
@@ -205,6 +226,7 @@ class Measured:
     quality: Quality
     run: RunFigures | BudgetError | None
     seconds: float
+    rounds: tuple[Round, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -251,6 +273,7 @@ def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any
         "seconds": measured.seconds,
         "compress_ram_peak_bytes": peak_rss_bytes(),
         "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},
+        "rounds": [asdict(each) for each in measured.rounds],
     }
 
 

@@ -24,6 +24,7 @@ from loop_singular_bit.codec.weights import Weight
 from loop_singular_bit.compress import allocate, calibrate
 from loop_singular_bit.compress.allocate import (
     CodecOptions,
+    Goal,
     Plan,
     file_tensors,
     input_name,
@@ -117,13 +118,15 @@ def make_plan(
     budgets: Budgets,
     seed: int = 0,
     sensitivity: Mapping[str, float] | None = None,
+    nats: float = 0.0,
 ) -> Plan:
     """The plan for a source and its exact size; sensitivity: as in `Calibration`, None before it is
-    known. Raises BudgetError when storage cannot hold it."""
+    known; nats: as in `Goal`. Raises BudgetError when storage cannot hold it."""
     dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
     companions = sum(len(data) for data in source.companion_files().values())
+    goal = None if sensitivity is None else Goal(sensitivity, nats)
     return allocate.plan(
-        source.spec, dtypes, companions, options, budgets.storage_bytes, seed, sensitivity
+        source.spec, dtypes, companions, options, budgets.storage_bytes, seed, goal
     )
 
 
