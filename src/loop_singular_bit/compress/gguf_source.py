@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from loop_singular_bit.compress.gguf_tokenizer import tokenizer_files
 from loop_singular_bit.compress.source import SourceTensor
 from loop_singular_bit.compress.stored_tensor import (
     NUMPY_DTYPES,
+    FiniteRows,
     StoredTensor,
     read_rows,
     refuse_nonfinite,
@@ -58,6 +59,7 @@ class GgufSource:
     stored: Mapping[str, StoredTensor]
     files: Mapping[str, bytes]
     interleaved: bool
+    finite: FiniteRows = field(default_factory=FiniteRows, compare=False, repr=False)
 
     def dtype(self, tensor: TensorSpec) -> str:
         """ "f16" and "bf16" where stored so, else "f32": stored so or decoded to it."""
@@ -82,7 +84,7 @@ class GgufSource:
             blocks = read_rows(stored, start, stop, np.uint8, row_bytes)
         values = _decoded(blocks, stored.kind).reshape(stop - start, *tensor.shape[1:])
         result = SourceTensor(self.dtype(tensor), values)
-        refuse_nonfinite(name, result)
+        self.finite.check(name, start, stop, result)
         return result
 
     def companion_files(self) -> Mapping[str, bytes]:

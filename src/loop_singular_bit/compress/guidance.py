@@ -11,9 +11,11 @@ A forward sweep leaves the input of every layer on disk; a backward sweep reads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +29,12 @@ from loop_singular_bit.models.spec import LINEAR_ROLES, Role
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]  # [sequences, length]
+T = TypeVar("T")
 
-ROWS_MAX = 1024  # rows of one step
-LOGIT_ROWS = 256  # rows whose logits are in memory at once
+AT_ONCE = 2  # steps: what lies between the products of one fills the pauses of the other
+ROWS_MAX = 512  # rows of one step
+LOGIT_ROWS = 256  # rows whose logits one step has in memory
+PROBE_ROWS = 32  # rows of a probe made together
 HEAD_ROWS = 16384  # rows of the head that are float32 at once
 
 
@@ -100,47 +105,63 @@ class _Sweeps:
         layer = self.network.layer(index)
         return Block(self.network.spec, layer, rotary, self.tokens.shape[1])
 
-    def _parts(self) -> Iterator[slice]:
+    def _each(self, work: Callable[[slice], T], step: int) -> Iterator[T]:
+        """What `work` makes of every `step` rows, in order; some are under way together."""
+        starts = range(0, self.tokens.size, step)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from pool.map(lambda start: work(slice(start, start + step)), starts)
+
+    @property
+    def _step(self) -> int:
         """Rows of whole sequences."""
-        sequences, length = self.tokens.shape
-        step = max(1, ROWS_MAX // length) * length
-        for start in range(0, sequences * length, step):
-            yield slice(start, min(start + step, sequences * length))
+        length = int(self.tokens.shape[1])
+        return max(1, ROWS_MAX // length) * length
 
     def _forward(self, block: Block, states: Floats) -> None:
-        for rows in self._parts():
+        def after(rows: slice) -> None:
             states[rows], _tape = block.forward(states[rows])
+
+        for _done in self._each(after, self._step):
+            pass
 
     def _backward(self, block: Block, states: Floats, grad: Floats) -> Mapping[Role, Importance]:
         """Turns `grad` into the gradient before the layer."""
         weights = {role: np.empty(len(grad), np.float32) for role in LINEAR_ROLES}
-        moments: dict[Role, Floats] = {}
-        for rows in self._parts():
+
+        def before(rows: slice) -> dict[Role, Floats]:
             _after, tape = block.forward(states[rows])
-            before, outputs = block.backward(grad[rows], tape)
+            x, outputs = block.backward(grad[rows], tape)
+            moments = {}
             for role, of_output in outputs.items():
                 weights[role][rows] = _mean_square(of_output)
-                inputs = tape.inputs[SITE_OF_ROLE[role]]
-                found = _moment(weights[role][rows], inputs)
-                moments[role] = moments[role] + found if role in moments else found
-            grad[rows] = before  # last: `outputs` looks at the rows it replaces
+                moments[role] = _moment(weights[role][rows], tape.inputs[SITE_OF_ROLE[role]])
+            grad[rows] = x  # last: `outputs` looks at the rows it replaces
+            return moments
+
+        parts = list(self._each(before, self._step))
         count = np.float32(len(grad))
-        return {role: Importance(weights[role], moments[role] / count) for role in LINEAR_ROLES}
+        return {
+            role: Importance(weights[role], np.sum([part[role] for part in parts], axis=0) / count)
+            for role in LINEAR_ROLES
+        }
 
     def _top(self, states: Floats) -> tuple[Floats, Importance]:
         """Gradient with respect to the final hidden states; turns `states` into the head's
         inputs."""
         norm, eps = self.network.final_norm, self.network.spec.norm_eps
         grad, weights = np.empty_like(states), np.empty(len(states), np.float32)
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, len(states)]))
-        for start in range(0, len(states), LOGIT_ROWS):
-            rows = slice(start, start + LOGIT_ROWS)
+
+        def top(rows: slice) -> None:
             normed = rms_norm(states[rows], norm, eps)
             share = _softmax(self._logits(normed))
             weights[rows] = (1 - np.einsum("tv,tv->t", share, share)) / share.shape[1]
-            probe = _fisher_probe(share, generator)
-            grad[rows] = rms_norm_backward(self._head_backward(probe), states[rows], norm, eps)
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, rows.start]))
+            probe = self._head_backward(_fisher_probe(share, generator))
+            grad[rows] = rms_norm_backward(probe, states[rows], norm, eps)
             states[rows] = normed
+
+        for _done in self._each(top, LOGIT_ROWS):
+            pass
         return grad, Importance.of(weights, states)
 
     def _logits(self, normed: Floats) -> Floats:
@@ -189,15 +210,18 @@ def _softmax(scores: Floats) -> Floats:
 
 
 def _fisher_probe(share: Floats, generator: np.random.Generator) -> Floats:
-    """Random z [T, vocab] with E[z z^T] = diag(p) - p p^T, the Fisher information of the logits.
+    """Random z [T, vocab] with E[z z^T] = diag(p) - p p^T, the Fisher information of the logits p;
+    z takes the place of `share`.
 
     The gradient p - onehot(y) of a drawn token y has the same second moment, but where the model
     is sure a draw is nearly always worth nothing and seldom everything; here every draw is typical.
     """
-    count = share.size
-    bits = np.frombuffer(generator.bytes(-(-count // 8)), np.uint8)
-    signs = np.unpackbits(bits, count=count).reshape(share.shape)
-    z = np.sqrt(share)
-    np.negative(z, out=z, where=signs.view(bool))
-    z -= share * z.sum(axis=1, keepdims=True)
-    return z
+    for start in range(0, len(share), PROBE_ROWS):
+        part = share[start : start + PROBE_ROWS]
+        bits = np.frombuffer(generator.bytes(-(-part.size // 8)), np.uint8)
+        signs = np.unpackbits(bits, count=part.size).reshape(part.shape)
+        z = np.sqrt(part)
+        np.negative(z, out=z, where=signs.view(bool))
+        part *= -z.sum(axis=1, keepdims=True)
+        part += z
+    return share

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loop_singular_bit.compress.safetensors_file import read_header
 from loop_singular_bit.compress.source import SourceTensor
 from loop_singular_bit.compress.stored_tensor import (
     NUMPY_DTYPES,
+    FiniteRows,
     StoredTensor,
     opened,
     read_rows,
-    refuse_nonfinite,
     row_range,
 )
 from loop_singular_bit.compress.tensor_check import check_tensors
@@ -50,6 +50,7 @@ class HfSource:
     path: Path
     spec: ModelSpec
     stored: Mapping[str, StoredTensor]
+    finite: FiniteRows = field(default_factory=FiniteRows, compare=False, repr=False)
 
     def dtype(self, tensor: TensorSpec) -> str:
         """ "f16", "bf16" or "f32": the type the tensor is stored in."""
@@ -66,7 +67,7 @@ class HfSource:
         start, stop = row_range(tensor.shape, row_start, row_stop)
         rows = read_rows(self.stored[name], start, stop, NUMPY_DTYPES[dtype])
         result = SourceTensor(dtype, rows)
-        refuse_nonfinite(name, result)
+        self.finite.check(name, start, stop, result)
         return result
 
     def companion_files(self) -> Mapping[str, bytes]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ NUMPY_DTYPES: dict[str, npt.DTypeLike] = {
     "bf16": np.dtype("<u2"),
     "f32": np.dtype("<f4"),
 }
+# Linux reads all pages at once, in order; elsewhere they come as they are touched.
+_SHARED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 # Values looked at together in the search for NaN: bounds the extra memory to a few MiB.
 _CHECKED_TOGETHER = 1 << 20
 
@@ -66,25 +71,45 @@ def read_rows(
     """Rows [start, stop) as an array [stop - start, width] of a NumPy dtype.
 
     width  elements of dtype per row; the shape's own when None. A vector's rows are its elements.
-    Reads just these bytes. Raises TensorError when the file ends early, ResourceError on I/O.
+
+    The array is the file's own pages, read-only: they are read once, take no memory that the system
+    cannot have back, and are let go with the array. Raises TensorError when the file ends early,
+    ResourceError on I/O.
     """
     columns = tensor.shape[1:] if width is None else (width,)
-    rows = np.empty((stop - start, *columns), dtype)
-    row_bytes = rows.nbytes // max(1, stop - start)
-    view = rows.reshape(-1).view(np.uint8).data
-    done = 0
+    row_bytes = math.prod(columns) * np.dtype(dtype).itemsize
+    wanted = (stop - start) * row_bytes
+    if not wanted:
+        return np.empty((stop - start, *columns), dtype)
+    begin = tensor.offset_bytes + start * row_bytes
+    before = begin % mmap.ALLOCATIONGRANULARITY  # a mapping begins at a page
     with opened(tensor.file) as file:
-        file.seek(tensor.offset_bytes + start * row_bytes)
-        # One call may return less than asked for: Linux reads at most 2 GiB at a time.
-        while done < len(view):
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise TensorError(
-                    f"{tensor.file.name} ends inside tensor {tensor.name}: "
-                    f"{len(view)} bytes expected, {done} found"
-                )
-            done += count
-    return rows
+        found = os.fstat(file.fileno()).st_size - begin
+        if found < wanted:
+            raise TensorError(
+                f"{tensor.file.name} ends inside tensor {tensor.name}: "
+                f"{wanted} bytes expected, {max(0, found)} found"
+            )
+        pages = mmap.mmap(file.fileno(), before + wanted, _SHARED, mmap.PROT_READ,
+                          offset=begin - before)  # fmt: skip
+    rows = np.frombuffer(pages, np.uint8, wanted, before).view(dtype)
+    aligned = (
+        rows if rows.flags.aligned else rows.copy()
+    )  # old safetensors headers are of any length
+    return aligned.reshape(stop - start, *columns)
+
+
+class FiniteRows:
+    """Which rows of a file were found to be finite: they are not looked at again."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int, int]] = set()
+
+    def check(self, name: str, start: int, stop: int, tensor: SourceTensor) -> None:
+        """As `refuse_nonfinite`, once for the same rows."""
+        if (name, start, stop) not in self._seen:
+            refuse_nonfinite(name, tensor)
+            self._seen.add((name, start, stop))
 
 
 def refuse_nonfinite(name: str, tensor: SourceTensor) -> None:
