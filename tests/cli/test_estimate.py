@@ -101,3 +101,21 @@ def test_what_is_no_model_is_refused(kind: str, tmp_path: Path, lsb: Command) ->
     else:
         path.mkdir()
     assert lsb("estimate", path).refused(4, "thing", "expected")
+
+
+def test_the_command_prints_the_curve(tiny_model: Path, lsb: Command) -> None:
+    outcome = lsb("estimate", tiny_model, "--curve", "--max-loss", 5, "-q", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    curve = json.loads(outcome.out)["curve"]
+    assert any(point["loss_percent"] <= 5 for point in curve)
+    table = lsb("estimate", tiny_model, "--curve", "--max-loss", 5, "-q")
+    assert table.code == 0 and "predicted loss" in table.out
+
+
+def test_a_curve_of_what_has_no_choice_is_a_usage_error(
+    tiny_model: Path, tiny_artefact: Path, lsb: Command
+) -> None:
+    outcome = lsb("estimate", tiny_artefact, "--curve")
+    assert outcome.code == 2 and "name the original model" in outcome.err
+    outcome = lsb("estimate", tiny_model, "--curve", "--planes", 3)
+    assert outcome.code == 2 and "--planes" in outcome.err

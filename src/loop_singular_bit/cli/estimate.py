@@ -12,11 +12,15 @@ from loop_singular_bit.cli.options import (
     codec_options,
     json_flag,
     kv_option,
+    quiet_flag,
+    read_text,
     threads_option,
 )
-from loop_singular_bit.cli.show import print_json, print_table, size_text
+from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
+from loop_singular_bit.errors import UsageError
 
 if TYPE_CHECKING:
+    from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.container import RecordPlan
     from loop_singular_bit.models.spec import ModelSpec
 
@@ -26,26 +30,81 @@ if TYPE_CHECKING:
 @budget_options
 @codec_options
 @click.option("--calibration-tokens", default=16384, show_default=True, help="Tokens to use.")
+@click.option(
+    "--curve",
+    is_flag=True,
+    help="Predict the loss at many sizes: a short look at the weights, minutes for a large model.",
+)
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the curve looks at the loss on [default: Python's language reference].",
+)
 @click.option("--context", type=click.IntRange(1), help="Positions a run reserves.")
 @kv_option
 @threads_option
+@quiet_flag
 @json_flag
 def estimate(model: str, as_json: bool, **flags: Any) -> None:
     """Predict size, memory and speed for MODEL, or for an artefact that is there already.
 
     Reads headers only, and the disk and the processor are tried for a moment; refuses what cannot
-    be met.
+    be met. --curve reads the weights too.
 
     \b
     lsb estimate ./SmolLM2-135M-Instruct --planes 4
     lsb estimate mistralai/Mistral-7B-v0.1 --storage-gb 4 --ram-mb 400
+    lsb estimate ./SmolLM2-135M-Instruct --curve --max-loss 1
     lsb estimate ./smollm2 --ram-mb 100
     """
+    if flags["curve"]:
+        _refuse_no_curve(model, flags)
     facts = _facts(model, flags)
+    if flags["curve"]:
+        facts["curve"] = _curve(model, flags)
     if as_json:
         print_json(facts)
         return
     print_table(model, ("predicted", ""), [*_model_rows(facts), *_run_rows(facts)])
+    if flags["curve"]:
+        _print_curve(facts["curve"])
+
+
+def _refuse_no_curve(model: str, flags: dict[str, Any]) -> None:
+    """UsageError where there are no planes to choose."""
+    if is_artefact(Path(model)):
+        raise UsageError(f"--curve: {model} is an artefact; name the original model")
+    if flags["planes"] is not None or flags["codec"] != "planes":
+        raise UsageError("--curve chooses planes by size: leave --planes and --codec out")
+
+
+def _curve(model: str, flags: dict[str, Any]) -> list[dict[str, float]]:
+    from dataclasses import asdict
+
+    from loop_singular_bit import _native
+    from loop_singular_bit.compress.curve import loss_curve
+    from loop_singular_bit.compress.source import open_source
+    from loop_singular_bit.engine.runtime import usable_cores
+    from loop_singular_bit.measure.default_text import default_text
+
+    _native.set_threads(flags["threads"] or usable_cores())
+    text = read_text(flags["text"]) or default_text()
+    with progress_on_stderr(flags["quiet"]) as progress:
+        points = loss_curve(
+            open_source(model), _codec(flags), text, flags["max_loss"], progress=progress
+        )
+    return [asdict(point) for point in points]
+
+
+def _print_curve(points: list[dict[str, float]]) -> None:
+    rows = [
+        (
+            f"{point['bits_per_weight']:.2f} bits, {size_text(int(point['size_bytes']))}",
+            f"{point['loss_percent']:+.2f} % (KL {point['nats']:.4f})",
+        )
+        for point in points
+    ]
+    print_table("loss against size", ("size", "predicted loss"), rows)
 
 
 def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -83,12 +142,16 @@ def _run_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(model: str, flags: dict[str, Any]) -> dict[str, Any]:
+    if is_artefact(Path(model)):
+        return _of_artefact(Path(model), flags)
+    return _of_source(model, flags)
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether a directory holds an artefact, not a model to compress."""
     from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 
-    directory = Path(model)
-    if (directory / WEIGHTS_FILE).is_file():
-        return _of_artefact(directory, flags)
-    return _of_source(model, flags)
+    return (path / WEIGHTS_FILE).is_file()
 
 
 def _of_artefact(directory: Path, flags: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +175,6 @@ def _of_artefact(directory: Path, flags: dict[str, Any]) -> dict[str, Any]:
 
 def _of_source(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     from loop_singular_bit.budget import Budgets
-    from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.compress.estimate import compress_ram, planned_records
     from loop_singular_bit.compress.pipeline import CalibrationOptions, make_plan
     from loop_singular_bit.compress.source import open_source
@@ -120,10 +182,7 @@ def _of_source(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     from loop_singular_bit.models.spec import parameter_count
 
     budgets = Budgets(flags["storage_gb"], flags["ram_mb"], flags["max_loss"])
-    options = CodecOptions(
-        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
-        flags["embedding"],
-    )  # fmt: skip
+    options = _codec(flags)
     calibration = CalibrationOptions(flags["calibration_tokens"])
     source = open_source(model)
     plan = make_plan(source, options, budgets)
@@ -137,6 +196,15 @@ def _of_source(model: str, flags: dict[str, Any]) -> dict[str, Any]:
         "compress_ram_bytes": compress.total_bytes,
         "compress_ram": compress.entries,
     }
+
+
+def _codec(flags: dict[str, Any]) -> CodecOptions:
+    from loop_singular_bit.compress.allocate import CodecOptions
+
+    return CodecOptions(
+        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
+        flags["embedding"],
+    )  # fmt: skip
 
 
 def _largest_file(path: Path) -> Path:
