@@ -60,9 +60,16 @@ def test_the_report_has_the_result_and_every_matrix(
     result = compress(tiny_model, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     tensors = report.pop("tensors")
+    assert report.pop("sensitivity") is None  # a baseline is not calibrated
     assert report == json.loads(json.dumps(dict(result)))
     assert len(tensors) == 2 * 7 + 1
     assert all(0 < t["relative_error"] < 1e-3 for t in tensors.values())
+
+
+def test_the_report_has_what_each_matrix_was_predicted_to_cost(tiny_artefact: Path) -> None:
+    report = json.loads((tiny_artefact / "report.json").read_text("utf-8"))
+    assert set(report["sensitivity"]) == set(report["tensors"])
+    assert all(nats > 0 for nats in report["sensitivity"].values())
 
 
 def test_the_card_has_the_figures(tiny_model: Path, tmp_path: Path, probed: None) -> None:

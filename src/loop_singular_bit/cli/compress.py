@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from loop_singular_bit.cli.options import (
     budget_options,
@@ -18,12 +19,23 @@ from loop_singular_bit.cli.options import (
     threads_option,
 )
 from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
-from loop_singular_bit.errors import TargetMissedError
+from loop_singular_bit.errors import TargetMissedError, UsageError
+
+if TYPE_CHECKING:
+    from loop_singular_bit.compress.pipeline import Progress
 
 
 @click.command("compress")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write.")
+@click.option(
+    "--from",
+    "cut_from",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Cut this artefact to --storage-gb instead: planes are left out, nothing is encoded.",
+)
+@click.option("--against", metavar="MODEL", help="With --from: measure quality against this.")
 @budget_options
 @codec_options
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -39,47 +51,101 @@ from loop_singular_bit.errors import TargetMissedError
 @threads_option
 @quiet_flag
 @json_flag
-def compress(model: str, output: Path | None, **flags: Any) -> None:
+def compress(model: str | None, output: Path | None, **flags: Any) -> None:
     """Compress MODEL: a Hugging Face directory, a GGUF file or a hub id.
 
     \b
     lsb compress ./SmolLM2-135M-Instruct -o smol --planes 4
     lsb compress mistralai/Mistral-7B-v0.1 -o m7b --storage-gb 4 --ram-mb 400 --max-loss 1
+    lsb compress --from m7b -o m7b-small --storage-gb 3
     """
-    from loop_singular_bit.compress.allocate import CodecOptions
-    from loop_singular_bit.compress.compressor import EvaluationOptions, LoopCompressor
-    from loop_singular_bit.compress.pipeline import CalibrationOptions
-
-    codec = CodecOptions(
-        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
-        flags["embedding"],
-    )  # fmt: skip
     with progress_on_stderr(flags["quiet"]) as progress:
-        compressor = LoopCompressor(
-            outlier_ratio=flags["outlier_ratio"],
-            target_ram_mb=flags["ram_mb"],
-            target_storage_gb=flags["storage_gb"],
-            quality_threshold=flags["max_loss"],
-            codec=codec,
-            calibration=CalibrationOptions(
-                flags["calibration_tokens"],
-                read_text(flags["calibration"]),
-                flags["seed"],
-                guided=not flags["no_guidance"],
-            ),
-            evaluation=EvaluationOptions(
-                read_text(flags["text"]), flags["context"], flags["tokens"]
-            ),
-            threads=flags["threads"],
-            progress=progress,
-        )
-        result = compressor.compress_model(model, output)
+        if flags["cut_from"] is not None:
+            result = _cut(model, output, flags, progress)
+        else:
+            result = _encode(model, output, flags, progress)
     if flags["as_json"]:
         print_json(result)
     else:
         show_result(result)
     if not result["all_targets_achieved"]:
         raise TargetMissedError(missed(result))
+
+
+def _refuse_given(names: tuple[str, ...], why: str) -> None:
+    """Refuses flags that would be ignored."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+_ENCODING = (
+    "codec", "planes", "window", "block", "outlier_ratio", "embedding", "calibration",
+    "calibration_tokens", "no_guidance", "seed",
+)  # fmt: skip
+
+
+def _cut(
+    model: str | None, output: Path | None, flags: Mapping[str, Any], progress: Progress
+) -> Mapping[str, Any]:
+    """An artefact into a smaller one."""
+    from loop_singular_bit.budget import Budgets
+    from loop_singular_bit.compress.compressor import EvaluationOptions
+    from loop_singular_bit.compress.recut import RecutOptions, recut
+
+    if model is not None:
+        raise UsageError(
+            f"MODEL {model} and --from {flags['cut_from']}: name one of them; --against {model} "
+            "measures what is cut"
+        )
+    _refuse_given(_ENCODING, "has no meaning with --from, which encodes nothing")
+    if flags["against"] is None:
+        why = "quality is measured against the original: add --against MODEL"
+        _refuse_given(("text", "context", "tokens"), why)
+    if output is None:
+        raise UsageError("--from needs -o, the directory to write")
+    options = RecutOptions(
+        Budgets(flags["storage_gb"], flags["ram_mb"], flags["max_loss"]),
+        flags["against"],
+        EvaluationOptions(read_text(flags["text"]), flags["context"], flags["tokens"]),
+        flags["threads"],
+    )
+    return recut(flags["cut_from"], output, options, progress)
+
+
+def _encode(
+    model: str | None, output: Path | None, flags: Mapping[str, Any], progress: Progress
+) -> Mapping[str, Any]:
+    """A model into an artefact."""
+    from loop_singular_bit.compress.allocate import CodecOptions
+    from loop_singular_bit.compress.compressor import EvaluationOptions, LoopCompressor
+    from loop_singular_bit.compress.pipeline import CalibrationOptions
+
+    if model is None:
+        raise UsageError("name a MODEL to compress, or --from DIR to cut an artefact that is there")
+    _refuse_given(("against",), "only with --from; MODEL is what its artefact is measured against")
+    codec = CodecOptions(
+        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
+        flags["embedding"],
+    )  # fmt: skip
+    compressor = LoopCompressor(
+        outlier_ratio=flags["outlier_ratio"],
+        target_ram_mb=flags["ram_mb"],
+        target_storage_gb=flags["storage_gb"],
+        quality_threshold=flags["max_loss"],
+        codec=codec,
+        calibration=CalibrationOptions(
+            flags["calibration_tokens"],
+            read_text(flags["calibration"]),
+            flags["seed"],
+            guided=not flags["no_guidance"],
+        ),
+        evaluation=EvaluationOptions(read_text(flags["text"]), flags["context"], flags["tokens"]),
+        threads=flags["threads"],
+        progress=progress,
+    )
+    return compressor.compress_model(model, output)
 
 
 def missed(result: Mapping[str, Any]) -> str:
@@ -100,12 +166,18 @@ def show_result(result: Mapping[str, Any]) -> None:
         ("size", f"{size_text(result['size_bytes'])} ({result['size_bytes']:,} bytes)"),
         ("bits per weight", f"{result['bits_per_weight']:.3f}"),
         ("compression ratio", f"{result['compression_ratio']:.2f}x of 16-bit"),
-        *quality_rows(result),
+        *_quality(result),
         ("peak memory of a run", "refused" if peak is None else size_text(peak)),
         ("generation", _speed(result["run"])),
         ("time", f"{result['seconds']:.0f} s"),
     ]
     print_table(str(result["artefact"]), ("measured", ""), rows)
+
+
+def _quality(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "quality_loss" in result:
+        return quality_rows(result)
+    return [("quality", f"{result['quality']}: add --against MODEL")]
 
 
 def _speed(run: Mapping[str, Any]) -> str:

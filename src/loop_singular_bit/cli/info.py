@@ -79,7 +79,7 @@ def _read_report(path: Path) -> dict[str, Any] | None:
         raise FormatError(f"{path}: not JSON ({error})") from error
     if not isinstance(report, dict):
         raise FormatError(f"{path}: found {type(report).__name__}, expected an object")
-    return {k: v for k, v in report.items() if k != "tensors"}
+    return {k: v for k, v in report.items() if k not in ("sensitivity", "tensors")}
 
 
 def _row(record: Any) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "fetch": "fetching the model", "sample": "sampling calibration text",
     "guide": "finding what the loss depends on", "layer": "encoding layers",
-    "evaluate": "evaluating", "point": "points measured",
+    "evaluate": "evaluating", "cut": "leaving out planes", "point": "points measured",
 }  # fmt: skip
 _PLAIN_SECONDS = 5.0  # a line this often when the output is not a terminal
 

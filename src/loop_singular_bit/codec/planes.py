@@ -110,7 +110,7 @@ def _encode_rows(
     return unit, decoded
 
 
-def _row_dots(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
+def row_dots(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
     """sum_c a[r][c] b[r][c] for each row [rows]."""
     out = np.empty(len(a), np.float64)
     _native.row_dots(a, b, out)
@@ -119,7 +119,7 @@ def _row_dots(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
 
 def _row_units(rotated: Floats, sigma: float) -> Floats:
     """Size of one integer unit in each row [rows]: its root mean square over the table's."""
-    power = _row_dots(rotated, rotated) / rotated.shape[1]
+    power = row_dots(rotated, rotated) / rotated.shape[1]
     unit = (np.sqrt(power) / sigma).astype(np.float32)
     return np.where(unit > 0, unit, np.float32(1))
 
@@ -133,10 +133,10 @@ def _refit(
     proxy = slice(None, None, -(-len(W) // PROXY_ROWS))
     part = np.ascontiguousarray(W[proxy])
     HQ, HW = (Q, part) if H is None else (Q @ H, part @ H)
-    wq, qq, ww = _row_dots(W, HQ), _row_dots(Q, HQ), _row_dots(part, HW)
+    wq, qq, ww = row_dots(W, HQ), row_dots(Q, HQ), row_dots(part, HW)
     best = np.where(qq > 0, wq / np.where(qq > 0, qq, 1), unit)
     scale = from_bf16(to_bf16(np.maximum(best, 0).astype(np.float32)))
-    wide, power = scale.astype(np.float64), _row_dots(W, W)
-    lost = power - 2 * wide * _row_dots(W, Q) + wide**2 * _row_dots(Q, Q)
+    wide, power = scale.astype(np.float64), row_dots(W, W)
+    lost = power - 2 * wide * row_dots(W, Q) + wide**2 * row_dots(Q, Q)
     lost_under_H = ww - (2 * wide * wq - wide**2 * qq)[proxy]
     return scale, np.array([lost.sum(), power.sum(), lost_under_H.sum(), ww.sum()])

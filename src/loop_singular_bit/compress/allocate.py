@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loop_singular_bit.budget import GIGABYTE
@@ -20,7 +20,7 @@ from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
-from loop_singular_bit.compress.spend import PLANES_MOST, spent
+from loop_singular_bit.compress.spend import spent
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import SITE_OF_ROLE
 from loop_singular_bit.errors import BudgetError, UsageError
@@ -34,6 +34,7 @@ from loop_singular_bit.models.spec import (
 )
 
 PLANES_DEFAULT = 4
+PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
 
 # Who gets one more plane first when a budget leaves room: small and sensitive before large.
@@ -110,7 +111,7 @@ class Plan:
         return counts
 
 
-Sized = Callable[[Mapping[str, Codec]], Plan]
+Sized = Callable[[Mapping[str, Codec]], Plan]  # what codecs come to
 
 
 def plan(
@@ -139,27 +140,38 @@ def plan(
         return Plan(codecs, expected, longest)
 
     fixed = options.codec != "planes" or options.planes is not None
-    default = sized(_uniform(spec, options, options.planes or PLANES_DEFAULT))
+    default = sized(uniform(spec, options, options.planes or PLANES_DEFAULT))
     if fixed or (storage_bytes is None and goal is None):
         _require(default, storage_bytes, spec)
         return default
     if storage_bytes is None and goal and not goal.nats:
         storage_bytes = default.size_bytes_max
-    least = sized(_uniform(spec, options, 1))
-    _require(least, storage_bytes, spec)
+    rungs = [uniform(spec, options, planes) for planes in range(1, PLANES_MOST + 1)]
+    return choose(spec, sized, rungs, storage_bytes, goal)
+
+
+def choose(
+    spec: ModelSpec,
+    sized: Sized,
+    rungs: Sequence[Mapping[str, Codec]],
+    storage_bytes: int | None,
+    goal: Goal | None,
+) -> Plan:
+    """The best plan within `storage_bytes`, which is None only where a goal ends the spending; no
+    matrix gets more planes than on the last rung.
+
+    rungs: ever more planes, the first the least there is. Raises BudgetError with its size.
+    """
+    best = sized(rungs[0])
+    _require(best, storage_bytes, spec)
+    most = {name: c.options.planes for name, c in rungs[-1].items() if isinstance(c, Planes)}
     if goal is not None:
-        return _spend(spec, sized, _one_plane(least.codecs), storage_bytes, goal)
+        return _spend(spec, sized, _one_plane(rungs[0]), storage_bytes, goal, most)
     assert storage_bytes is not None
-    return _even(spec, sized, options, storage_bytes)
-
-
-def _even(spec: ModelSpec, sized: Sized, options: CodecOptions, storage_bytes: int) -> Plan:
-    """As many planes everywhere as fit, and some more by priority."""
-    best = sized(_uniform(spec, options, 1))
-    for planes in range(2, PLANES_MOST + 1):
-        candidate = sized(_uniform(spec, options, planes))
+    for codecs in rungs[1:]:
+        candidate = sized(codecs)
         if candidate.size_bytes_max > storage_bytes:
-            return _promote(spec, sized, best, storage_bytes)
+            return _promote(spec, sized, best, storage_bytes, most)
         best = candidate
     return best
 
@@ -180,13 +192,15 @@ def _spend(
     least: Mapping[str, Codec],
     storage_bytes: int | None,
     goal: Goal,
+    most: Mapping[str, int],
 ) -> Plan:
-    """Planes where their bytes save most, within the budget, until the goal is reached."""
+    """Planes where their bytes save most, within the budget and `most` of each matrix, until the
+    goal is reached."""
     if storage_bytes is None:
-        return sized(spent(spec, least, None, goal.sensitivity, goal.nats))
+        return sized(spent(spec, least, None, goal.sensitivity, most, goal.nats))
     left = storage_bytes - sized(least).size_bytes_max
     while True:
-        found = sized(spent(spec, least, left, goal.sensitivity, goal.nats))
+        found = sized(spent(spec, least, left, goal.sensitivity, most, goal.nats))
         if found.size_bytes_max <= storage_bytes:
             return found
         left -= found.size_bytes_max - storage_bytes  # extents are aligned, and the index grew
@@ -202,7 +216,8 @@ def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
         )
 
 
-def _uniform(spec: ModelSpec, options: CodecOptions, planes: int) -> dict[str, Codec]:
+def uniform(spec: ModelSpec, options: CodecOptions, planes: int) -> dict[str, Codec]:
+    """Codecs of all matrices, with that many planes in the linear ones."""
     linear: Codec = (
         Planes(PlaneOptions(planes, options.window, options.block), options.outlier_ratio)
         if options.codec == "planes"
@@ -233,12 +248,15 @@ def _top_codec(options: CodecOptions, planes: int, looked_up_only: bool) -> Code
     return Planes(PlaneOptions(more, options.window, options.block, tile_rows))
 
 
-def _promote(spec: ModelSpec, sized: Sized, base: Plan, size_bytes_max: int) -> Plan:
+def _promote(
+    spec: ModelSpec, sized: Sized, base: Plan, size_bytes_max: int, most: Mapping[str, int]
+) -> Plan:
     """One more plane for matrices in order of priority, as long as the artefact fits."""
     best = base
     for tensor in _by_priority(spec):
-        codec = best.codecs[tensor.name]
-        assert isinstance(codec, Planes)
+        codec = best.codecs.get(tensor.name)
+        if not isinstance(codec, Planes) or codec.options.planes == most[tensor.name]:
+            continue
         more = replace(codec, options=replace(codec.options, planes=codec.options.planes + 1))
         trial = sized({**best.codecs, tensor.name: more})
         if trial.size_bytes_max <= size_bytes_max:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_RUN = "not run"  # in place of the reason a run was refused
+NOT_MEASURED = "not measured"
 
 _CARD = """\
 ---
@@ -15,7 +16,7 @@ base_model: {model}
 # {name}
 
 {bits_per_weight:.3f} bits per weight, {compression_ratio:.2f}x smaller than 16 bits
-({size_bytes:,} bytes, all that inference needs). Written by `lsb compress`.
+({size_bytes:,} bytes, all that inference needs). {written}
 
 | measured on this artefact | |
 |---|---|
@@ -32,15 +33,53 @@ Every figure, tensor by tensor, is in `report.json`.
 """
 
 
+_CUT = """\
+---
+library_name: loop-singular-bit{front}
+---
+# {name}
+
+{bits_per_weight:.3f} bits per weight, {compression_ratio:.2f}x smaller than 16 bits
+({size_bytes:,} bytes, all that inference needs). {written}
+{synthetic}
+**Quality was not measured**: `lsb eval {name} --against MODEL` does. Peak memory of a run: {ram}.
+
+    lsb chat {name}
+
+Planes of every matrix are in `report.json`.
+"""
+
+
 def model_card(result: Mapping[str, Any]) -> str:
     """README.md of an artefact directory."""
     peak = result["ram_peak_bytes"]
-    return _CARD.format(
-        **result,
-        name=str(result["artefact"]).rstrip("/").rsplit("/", 1)[-1],
-        top1=f"{100 * result['top1_agreement']:.1f}",
-        ram=_without_peak(result) if peak is None else f"{peak / 1e6:.0f} MB",
+    shown = {
+        "name": str(result["artefact"]).rstrip("/").rsplit("/", 1)[-1],
+        "ram": _without_peak(result) if peak is None else f"{peak / 1e6:.0f} MB",
+        "written": _written(result),
+    }
+    if "quality_loss" not in result:
+        return _CUT.format(**{**result, **shown, **_origin(result)})
+    top1 = f"{100 * result['top1_agreement']:.1f}"
+    return _CARD.format(**result, **shown, top1=top1)
+
+
+def _written(result: Mapping[str, Any]) -> str:
+    if "cut_from" not in result:
+        return "Written by `lsb compress`."
+    return (
+        f"Cut by `lsb compress --from` from an\nartefact of {result['cut_from_bytes']:,} bytes: "
+        "last planes were left out, nothing was encoded again."
     )
+
+
+def _origin(result: Mapping[str, Any]) -> dict[str, str]:
+    """Where an artefact comes from whose original is not at hand."""
+    if "synthetic" in result:
+        random = f"\n**Synthetic: random weights in the shape of {result['synthetic']}.**\n"
+        return {"front": "\ntags: [synthetic]", "synthetic": random}
+    model = result["model"]
+    return {"front": "" if model is None else f"\nbase_model: {model}", "synthetic": ""}
 
 
 def _without_peak(result: Mapping[str, Any]) -> str:

@@ -146,11 +146,11 @@ class LoopCompressor:
         make_plan(source, self._options, self.budgets, self.calibration.seed)  # refuses early
         evaluated = evaluation_tokens(source, self.evaluation)
         directory = Path(output_dir) if output_dir else default_directory(str(model), source)
-        _refuse_inside(directory, source.path)
+        refuse_inside(directory, source.path)
         with new_directory(directory) as partial:
             calibration = self._calibration(source, partial)
             made, rounds = self._made(source, calibration, evaluated, partial)
-            figures = _probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
+            figures = probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
             seconds = time.monotonic() - started
             measured = Measured(made.written, made.quality, figures, seconds, tuple(rounds))
             return self.report(source, measured, directory)
@@ -187,43 +187,22 @@ class LoopCompressor:
 
     def report(self, source: Source, measured: Measured, directory: Path) -> CompressionResult:
         """What `compress --json` prints; also written as report.json and the model card."""
-        values = _facts(source, measured, directory)
-        targets = self._targets(measured)
+        values = measured_facts(source.spec, str(source.path), measured, directory)
         values["outlier_ratio"] = self._options.outlier_ratio
-        values["targets"] = {name: asdict(target) for name, target in targets.items()}
-        values["all_targets_achieved"] = all(target.met for target in targets.values())
         tensors = {name: asdict(report) for name, report in measured.written.reports.items()}
-        result = CompressionResult(values)
-        folder = measured.written.directory
-        (folder / REPORT_FILE).write_text(
-            json.dumps(values | {"tensors": tensors}, indent=1), "utf-8"
-        )
-        (folder / CARD_FILE).write_text(model_card(result), "utf-8")
-        return result
-
-    def _targets(self, measured: Measured) -> dict[str, Target]:
-        """Every budget asked for, in its own unit."""
-        found: dict[str, Target] = {}
-        if (limit := self.budgets.storage_gb) is not None:
-            size_gb = measured.size_bytes / GIGABYTE
-            found["storage"] = Target(limit, size_gb, size_gb <= limit)
-        if (limit := self.budgets.ram_mb) is not None:
-            run = measured.run
-            ram_mb = run.ram_peak_bytes / MEGABYTE if isinstance(run, RunFigures) else None
-            found["ram"] = Target(limit, ram_mb, ram_mb is not None and ram_mb <= limit)
-        if (limit := self.budgets.loss_percent) is not None:
-            loss = measured.quality.quality_loss
-            found["quality"] = Target(limit, loss, loss <= limit)
-        return found
+        return write_report(measured, values | target_facts(self.budgets, measured), tensors)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One artefact and everything measured on it; run: figures, why it was refused, or None where
-    no run was asked for."""
+    """One artefact and everything measured on it.
+
+    quality: None where there was no original to compare with; run: figures, why it was refused, or
+    None where no run was asked for
+    """
 
     written: Written
-    quality: Quality
+    quality: Quality | None
     run: RunFigures | BudgetError | None
     seconds: float
     rounds: tuple[Round, ...] = ()
@@ -233,7 +212,38 @@ class Measured:
         return artefact_size_bytes(self.written.directory)
 
 
-def _probed(request: RunRequest) -> RunFigures | BudgetError:
+def write_report(
+    measured: Measured, values: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> CompressionResult:
+    """Writes report.json, `values` and every matrix, and the model card beside the weights."""
+    folder, result = measured.written.directory, CompressionResult(values)
+    matrices = {"sensitivity": measured.written.sensitivity, "tensors": tensors}
+    (folder / REPORT_FILE).write_text(json.dumps({**values, **matrices}, indent=1), "utf-8")
+    (folder / CARD_FILE).write_text(model_card(result), "utf-8")
+    return result
+
+
+def target_facts(budgets: Budgets, measured: Measured) -> dict[str, Any]:
+    """Every budget asked for in its own unit, and whether all were kept."""
+    found: dict[str, Target] = {}
+    if (limit := budgets.storage_gb) is not None:
+        size_gb = measured.size_bytes / GIGABYTE
+        found["storage"] = Target(limit, size_gb, size_gb <= limit)
+    if (limit := budgets.ram_mb) is not None:
+        run = measured.run
+        ram_mb = run.ram_peak_bytes / MEGABYTE if isinstance(run, RunFigures) else None
+        found["ram"] = Target(limit, ram_mb, ram_mb is not None and ram_mb <= limit)
+    if (limit := budgets.loss_percent) is not None and measured.quality is not None:
+        loss = measured.quality.quality_loss
+        found["quality"] = Target(limit, loss, loss <= limit)
+    return {
+        "targets": {name: asdict(target) for name, target in found.items()},
+        "all_targets_achieved": all(target.met for target in found.values()),
+    }
+
+
+def probed(request: RunRequest) -> RunFigures | BudgetError:
+    """A run in a process of its own, or why the budget cannot hold it."""
     try:
         return probe_run(request)
     except BudgetError as error:
@@ -253,27 +263,40 @@ def evaluate_written(
         )
 
 
-def _facts(source: Source, measured: Measured, directory: Path) -> dict[str, Any]:
+def measured_facts(
+    spec: ModelSpec, model: str | None, measured: Measured, directory: Path
+) -> dict[str, Any]:
+    """What was measured, by its public names. directory: where the artefact will be. Raises
+    FormatError when its size is not the one that was planned."""
     size, plan = measured.size_bytes, measured.written.plan
     planned, most = plan.size_bytes, plan.size_bytes_max
     if size > most or (most == planned and size != planned):
         raise FormatError(f"the artefact has {size} bytes, planned were {planned}, at most {most}")
     run = measured.run
-    quality = asdict(measured.quality)
     return {
         "artefact": str(directory),
-        "model": str(source.path),
-        **size_facts(size, parameter_count(source.spec)),
+        "model": model,
+        **size_facts(size, parameter_count(spec)),
         "size_bytes_planned": planned,
-        "mean_absolute_error": measured.written.mean_absolute_error(source.spec),
-        "eval_tokens": quality.pop("tokens"),
-        **quality,
+        **_quality_facts(spec, measured),
         "ram_peak_bytes": run.ram_peak_bytes if isinstance(run, RunFigures) else None,
         "run": asdict(run) if isinstance(run, RunFigures) else {"refused": str(run or NOT_RUN)},
         "seconds": measured.seconds,
         "compress_ram_peak_bytes": peak_rss_bytes(),
         "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},
         "rounds": [asdict(each) for each in measured.rounds],
+    }
+
+
+def _quality_facts(spec: ModelSpec, measured: Measured) -> dict[str, Any]:
+    """Nothing where nothing was compared: a figure that was not measured has no name."""
+    if measured.quality is None:
+        return {}
+    quality = asdict(measured.quality)
+    return {
+        "mean_absolute_error": measured.written.mean_absolute_error(spec),
+        "eval_tokens": quality.pop("tokens"),
+        **quality,
     }
 
 
@@ -306,7 +329,8 @@ def default_directory(model: str, source: Source) -> Path:
     return Path(f"{path.name if path.is_dir() else path.stem}-lsb")
 
 
-def _refuse_inside(directory: Path, model: Path) -> None:
+def refuse_inside(directory: Path, model: Path) -> None:
+    """Raises InputRefusedError for an output inside the directory it is made from."""
     if model.is_dir() and directory.resolve().is_relative_to(model.resolve()):
         raise InputRefusedError(
             f"output {directory} is inside the model directory {model}: name another"

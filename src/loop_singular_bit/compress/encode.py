@@ -88,12 +88,12 @@ def encode_input(
             matrix.data, matrix.dtype, statistics.get(matrix.name)
         )
         weights[matrix.name] = weight
-        errors[matrix.name] = _absolute_error(weight, matrix)
+        errors[matrix.name] = absolute_error(weight, matrix)
     return EncodedInput(name, transform, weights, reports, errors)
 
 
-def _absolute_error(weight: Weight, matrix: Matrix) -> float:
-    """Sum of |W - W'|, some rows at a time."""
+def absolute_error(weight: Weight, matrix: Matrix) -> float:
+    """Sum of |W - W'| of an encoded matrix and the one as stored, some rows at a time."""
     total = 0.0
     for start in range(0, weight.rows, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, weight.rows)

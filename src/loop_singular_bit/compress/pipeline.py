@@ -98,12 +98,14 @@ class Written:
     """What the encoder reports of a written artefact.
 
     absolute_errors: sum of |W - W'| of each matrix
+    sensitivity: as in `Calibration`
     """
 
     plan: Plan
     directory: Path
     reports: dict[str, EncodeReport] = field(default_factory=dict)
     absolute_errors: dict[str, float] = field(default_factory=dict)
+    sensitivity: Mapping[str, float] | None = None
 
     def mean_absolute_error(self, spec: ModelSpec) -> float:
         """Mean |W - W'| over all matrices, embedding and head included."""
@@ -241,7 +243,8 @@ def write_artefacts(
     baselines, which use no statistics.
     """
     network = OriginalNetwork(source, resident_layers(source))
-    results = [Written(plan, directory) for plan, directory in plans]
+    known = None if calibration is None else calibration.sensitivity
+    results = [Written(plan, directory, sensitivity=known) for plan, directory in plans]
     with ExitStack() as stack:
         jobs = [
             _Job(source, network, stack.enter_context(_writer(w, seed)), seed, w) for w in results

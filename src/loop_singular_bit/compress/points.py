@@ -312,6 +312,7 @@ def _report(written: Written, source: Source) -> None:
     values = {
         "mean_absolute_error": written.mean_absolute_error(source.spec),
         "planes": {str(k): v for k, v in sorted(written.plan.planes.items())},
+        "sensitivity": written.sensitivity,
         "tensors": {name: asdict(report) for name, report in written.reports.items()},
     }
     (written.directory / REPORT_FILE).write_text(json.dumps(values, indent=1), "utf-8")

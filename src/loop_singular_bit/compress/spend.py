@@ -10,8 +10,6 @@ from loop_singular_bit.codec.codecs import Codec, Planes
 from loop_singular_bit.codec.planes import DISTORTION
 from loop_singular_bit.models.spec import ModelSpec, TensorSpec, all_tensors
 
-PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
-
 
 def predicted_nats(codecs: Mapping[str, Codec], sensitivity: Mapping[str, float]) -> float:
     """Nats a token that all matrices with planes cost together, to second order.
@@ -30,10 +28,11 @@ def spent(
     least: Mapping[str, Codec],
     nbytes: int | None,
     sensitivity: Mapping[str, float],
+    most: Mapping[str, int],
     nats: float = 0.0,
 ) -> dict[str, Codec]:
-    """`least` with more planes, for at most `nbytes` (None: any number), until all matrices are
-    predicted to cost at most `nats`.
+    """`least` with more planes, up to `most` of each matrix and for at most `nbytes` (None: any
+    number), until all matrices are predicted to cost at most `nats`.
 
     One plane after the other goes to the matrix where a byte saves most: all but the last few are
     placed best, as every further plane of a matrix saves less than the one before.
@@ -43,7 +42,7 @@ def spent(
     waiting = [
         _offer(tensors[name], codec, sensitivity[name])
         for name, codec in codecs.items()
-        if isinstance(codec, Planes) and codec.options.planes < PLANES_MOST
+        if isinstance(codec, Planes) and codec.options.planes < most[name]
     ]
     heapify(waiting)
     while waiting and cost > nats:
@@ -53,7 +52,7 @@ def spent(
                 continue
             left -= offer.nbytes
         codecs[offer.name], cost = offer.codec, cost + offer.rate * offer.nbytes
-        if offer.codec.options.planes < PLANES_MOST:
+        if offer.codec.options.planes < most[offer.name]:
             heappush(waiting, _offer(tensors[offer.name], offer.codec, sensitivity[offer.name]))
     return codecs
 

@@ -137,7 +137,7 @@ def _measured(
             progress("tensor", len(tensors), count)
         return tensors, _with_weights(directory, lambda n: perplexity(n, windows, evaluated))
     with open_original(against) as (original, _):
-        _same_sizes(network.spec, original.spec, against)
+        same_sizes(network.spec, original.spec, against)
         sequences = max(1, STATISTICS_TOKENS // (windows.shape[1] - 1))
         tokens = np.ascontiguousarray(windows[:sequences, :-1])
         for tensor in compared_tensors(network, original, tokens):
@@ -155,7 +155,7 @@ def _with_weights(
         return measure(network)
 
 
-def _same_sizes(mine: ModelSpec, theirs: ModelSpec, against: str) -> None:
+def same_sizes(mine: ModelSpec, theirs: ModelSpec, against: str) -> None:
     """Raises InputRefusedError for the first tensor that is not the original's."""
     shapes = {tensor.name: tensor.shape for tensor in all_tensors(theirs)}
     for tensor in all_tensors(mine):

@@ -23,7 +23,7 @@ from loop_singular_bit.container.directio import (
     page_ceil,
     page_floor,
 )
-from loop_singular_bit.container.index import Record
+from loop_singular_bit.container.index import Index, Record
 from loop_singular_bit.container.layout import Piece
 from loop_singular_bit.container.opening import Opened, open_files
 from loop_singular_bit.container.preamble import PREAMBLE_BYTES
@@ -144,6 +144,11 @@ class ContainerReader:
     def paths(self) -> tuple[Path, ...]:
         """The file of every shard."""
         return tuple(shard_path(self._path, n) for n in range(len(self._opened.files)))
+
+    @property
+    def index(self) -> Index:
+        """All that the file says about itself."""
+        return self._index
 
     @property
     def meta(self) -> Mapping[str, Any]:

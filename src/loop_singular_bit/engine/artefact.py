@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit.codec.records import unpack_transform, unpack_vector, unpack_weight
+from loop_singular_bit.codec.records import (
+    unpack_frame,
+    unpack_transform,
+    unpack_vector,
+    unpack_weight,
+)
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.weights import Linear, PlanesWeight, Weight
 from loop_singular_bit.container import ContainerReader, Record, Span
@@ -100,6 +105,11 @@ class ArtefactNetwork:
     def matrix(self, name: str) -> Weight:
         """A matrix, read whole and not kept."""
         return self._weight(name)
+
+    def frame(self, name: str) -> PlanesWeight:
+        """A matrix of kind `planes` without its tiles and outliers, read and not kept."""
+        record, read = self.reader.record(name), partial(self.reader.read, name)
+        return unpack_frame(name, record.attributes, read, self._transforms)
 
     def vector(self, name: str) -> Floats:
         """A norm gain or bias, read and not kept."""
