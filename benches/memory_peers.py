@@ -1,263 +1,329 @@
-"""A model larger than its memory: ours beside llama.cpp, same shape, same limit, cold page cache.
+"""A model larger than its memory: ours beside llama.cpp, accelerate and AirLLM under the same caps.
 
-    python benches/memory_peers.py SHAPE DIR --peer-python PATH --ram-mb 400 [--cgroup GROUP]
+    python benches/memory_peers.py SHAPE DIR --caps 400,1000,4000 [--cgroup GROUP]
+        [--llama-python PATH] [--offload-python PATH]
 
-Writes DIR/SHAPE-lsb (random weights, `lsb bench make-shape`) and DIR/SHAPE.gguf (random blocks of
-Q3_K, the head Q6_K, as Q3_K_S has them) unless they are there, then runs each in a process of its
-own: a prompt, then tokens one by one, greedy. PEER_PYTHON is an interpreter with llama-cpp-python.
+Writes into DIR what is not there yet, all of random weights: SHAPE-shape (`lsb bench make-shape`),
+SHAPE-shape.gguf of as many bytes (Q3_K and IQ3_XXS) for llama.cpp, and SHAPE-shape-hf, bfloat16 and
+so several times as many bytes a token, for AirLLM and accelerate's disk offload: the table says how
+many. Under every cap each contender runs in a process of its own from a cold page cache: a prompt,
+then tokens one by one, greedy, no drafts. A run that is killed, fails or takes longer than
+--timeout is a row that says so, with what it had done. The peers' interpreters are options, since
+they are no dependencies: one with llama-cpp-python, one with torch, accelerate, transformers and
+airllm.
+
 With --cgroup (a memory control group handed over for this) the kernel limits page cache too;
 without it only anonymous memory is limited, and a peer that maps its file may take all there is:
-the table says how much. Writes benches/results/memory_peers.json.
+the table says how much. Code that another process has loaded already counts for no contender.
+Writes benches/results/memory_peers.json after every row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from machine import machine_facts, write_result
+from peer_models import write_bf16, write_gguf
 
-from loop_singular_bit.compress.shapes import BOS_ID, EOS_ID, Shape, known_shape
-from loop_singular_bit.compress.synthetic import SyntheticOptions, write_synthetic
-from loop_singular_bit.compress.synthetic_tokenizer import SPECIAL_TOKENS, synthetic_tokenizer
+from loop_singular_bit.compress.shapes import known_shape
+from loop_singular_bit.compress.synthetic import SyntheticOptions, companion_files, write_synthetic
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.runtime import usable_cores
-from loop_singular_bit.errors import BudgetError
-from loop_singular_bit.measure.capped_run import Cap, run_capped
-from loop_singular_bit.measure.memory_bench import MemoryOptions, measure_memory
+from loop_singular_bit.errors import UsageError
+from loop_singular_bit.measure.capped_run import Cap, Ended, run_capped
 from loop_singular_bit.measure.page_cache import evict
+from loop_singular_bit.measure.probe import made_up_prompt
 
-BLOCK = 256  # weights of a block of Q3_K and Q6_K
-Q3_K, Q6_K = GGMLQuantizationType.Q3_K, GGMLQuantizationType.Q6_K
-BLOCK_BYTES = {Q3_K: 110, Q6_K: 210}  # the last two are the float16 scale of the block
-# Deviation of a random block's values over its scale, from the ranges of its integers.
-BLOCK_DEVIATION = {Q3_K: 43.0, Q6_K: 1360.0}
-PEER = """
-import json, sys, time
-path, mapped, threads, context, prompt, generate = sys.argv[1], *map(int, sys.argv[2:7])
-started = float(sys.argv[7])
-import llama_cpp
-model = llama_cpp.Llama(path, n_ctx=context, n_batch=256, n_threads=threads,
-                        n_threads_batch=threads, verbose=False, use_mmap=bool(mapped))
-opened = time.monotonic()
-model.eval([(7 * i) % 1000 for i in range(prompt)])
-first = time.monotonic()
-seconds, token = [], 1
-for _ in range(generate):
-    before = time.perf_counter()
-    model.eval([token])
-    token = model.sample(temp=0.0)
-    seconds.append(time.perf_counter() - before)
-print(json.dumps({"first_token_seconds": first - started,
-                  "prompt_per_second": prompt / (first - opened),
-                  "generated_per_second": 1 / sorted(seconds)[len(seconds) // 2]}))
-"""
+CHILD = Path(__file__).with_name("peer_child.py")
+OFFLOAD = ("accelerate", "airllm")
+CONTEXT_STEP = 256  # positions, in which llama.cpp counts
+NAMES = {
+    "ours": "Loop Singular Bit",
+    "llama-mmap": "llama.cpp, mapped",
+    "llama-read": "llama.cpp, read into memory",
+    "accelerate": "accelerate, disk offload",
+    "airllm": "AirLLM",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who runs (a key of NAMES), by which interpreter, on what. files: its weights on disk."""
+
+    kind: str
+    python: str
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The same for every contender. timeout_seconds is of one row, start included."""
+
+    prompt_tokens: int
+    tokens: int
+    context: int
+    threads: int
+    timeout_seconds: float
+    vocab: int
+    group: Path | None
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.tokens, self.threads) < 1 or self.timeout_seconds <= 0:
+            raise UsageError("prompt, tokens, threads and timeout must be above 0")
+        if self.prompt_tokens + self.tokens > self.context:
+            raise UsageError(
+                f"--prompt-tokens {self.prompt_tokens} and --tokens {self.tokens} do not fit "
+                f"--context {self.context}"
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run said that it had done, from its request on; None: not reached."""
+
+    open_seconds: float | None
+    first_token_seconds: float | None
+    token_seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender. The speeds are None where it did not finish."""
+    """One contender under one cap.
 
-    name: str
-    file_bytes: int
+    cap_bytes            None: no limit
+    disk_bytes           its weights
+    peak_bytes           page cache included
+    read_bytes           from disk, in all
+    first_token_seconds  from the start of the process to the token after the prompt
+    tokens_per_second    one over the median token's seconds; of the tokens there were
+    """
+
+    kind: str
+    cap_bytes: int | None
+    disk_bytes: int
     outcome: str
-    kept: bool
+    finished: bool
+    inside: bool
     peak_bytes: int
     anonymous_bytes: int
+    cached_bytes: int
+    oom_kills: int
+    major_faults: int
     read_bytes: int
-    first_token_seconds: float | None = None
-    prompt_per_second: float | None = None
-    generated_per_second: float | None = None
+    seconds: float
+    open_seconds: float | None
+    first_token_seconds: float | None
+    tokens: int
+    tokens_per_second: float | None
 
 
-def write_gguf(shape: Shape, path: Path) -> None:
-    """A file of the shape with random blocks, tensor by tensor, in the memory of one tensor."""
-    partial = path.with_suffix(".partial")
-    writer = GGUFWriter(partial, "llama")
-    _add_sizes(writer, shape)
-    _add_tokenizer(writer, shape)
-    tensors = list(_tensors(shape))
-    for name, dims, kind in tensors:
-        if kind is None:
-            writer.add_tensor_info(name, dims, np.dtype(np.float32), 4 * dims[0])
-        else:
-            row = dims[1] // BLOCK * BLOCK_BYTES[kind]
-            writer.add_tensor_info(name, [dims[0], row], np.dtype(np.uint8), dims[0] * row, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    rng = np.random.Generator(np.random.SFC64(0))
-    for _name, dims, kind in tensors:
-        data = np.ones(dims, np.float32) if kind is None else _blocks(rng, dims, kind)
-        writer.write_tensor_data(data)
-    writer.close()
-    partial.rename(path)
+def run(contender: Contender, cap_bytes: int | None, settings: Settings) -> Row:
+    """One row, from a cold page cache."""
+    evict(contender.files)
+    started = time.monotonic()
+    request = {
+        "kind": contender.kind, "path": str(contender.path), "limit_bytes": cap_bytes,
+        "context": settings.context, "threads": settings.threads, "tokens": settings.tokens,
+        "prompt_ids": made_up_prompt(settings.prompt_tokens, settings.vocab), "started": started,
+    }  # fmt: skip
+    cap = Cap(cap_bytes, settings.group, settings.timeout_seconds)
+    command = [contender.python, str(CHILD), json.dumps(request)]
+    ended = run_capped(command, cap, contender.files)
+    return row_of(contender, cap_bytes, ended, time.monotonic() - started)
 
 
-def _tensors(shape: Shape) -> list[tuple[str, list[int], GGMLQuantizationType | None]]:
-    """Names, [rows, columns] and block types; None for vectors, which are float32."""
-    kv = shape.hidden // shape.heads * shape.kv_heads
-    h, inner = shape.hidden, shape.intermediate
-    found: list[tuple[str, list[int], GGMLQuantizationType | None]] = [
-        ("token_embd.weight", [shape.vocab, h], Q3_K)
-    ]
-    for layer in range(shape.layers):
-        for name, rows, cols in (
-            ("attn_q", h, h), ("attn_k", kv, h), ("attn_v", kv, h), ("attn_output", h, h),
-            ("ffn_gate", inner, h), ("ffn_up", inner, h), ("ffn_down", h, inner),
-        ):  # fmt: skip
-            found.append((f"blk.{layer}.{name}.weight", [rows, cols], Q3_K))
-        found += [(f"blk.{layer}.{name}.weight", [h], None) for name in ("attn_norm", "ffn_norm")]
-    return [*found, ("output_norm.weight", [h], None), ("output.weight", [shape.vocab, h], Q6_K)]
-
-
-def _blocks(
-    rng: np.random.Generator, dims: list[int], kind: GGMLQuantizationType
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Random integers, and a scale that gives every row's product unit deviation."""
-    rows, cols = dims
-    size = BLOCK_BYTES[kind]
-    data = rng.integers(0, 256, (rows, cols // BLOCK, size), np.uint8)
-    scale = np.float16(1 / (BLOCK_DEVIATION[kind] * np.sqrt(cols)))
-    data[:, :, -2:] = np.frombuffer(scale.tobytes(), np.uint8)
-    return data.reshape(rows, -1)
-
-
-def _add_sizes(writer: GGUFWriter, shape: Shape) -> None:
-    writer.add_name("synthetic, random weights")
-    writer.add_vocab_size(shape.vocab)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.intermediate)
-    writer.add_block_count(shape.layers)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_layer_norm_rms_eps(shape.norm_eps)
-
-
-def _add_tokenizer(writer: GGUFWriter, shape: Shape) -> None:
-    model = json.loads(synthetic_tokenizer(shape.vocab))["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    controls = len(SPECIAL_TOKENS)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(
-        [TokenType.CONTROL] * controls + [TokenType.NORMAL] * (len(tokens) - controls)
-    )
-    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_bos_token_id(BOS_ID)
-    writer.add_eos_token_id(EOS_ID)
-
-
-def ours(directory: Path, options: MemoryOptions) -> Row:
-    size = (directory / "model.lsb").stat().st_size
-    try:
-        found = measure_memory(directory, options)
-    except BudgetError as error:
-        return Row("ours", size, f"refused: {error}", False, 0, 0, 0)
-    use, tokens = found.use, found.tokens
-    row = (size, found.outcome, found.kept, use.peak_bytes, use.anonymous_bytes, use.read_bytes)
-    if tokens is None:
-        return Row("ours", *row)
-    speeds = tokens.first_token_seconds, tokens.prompt_per_second, tokens.generated_per_second
-    return Row("ours", *row, *speeds)
-
-
-def llama_cpp(python: str, file: Path, options: MemoryOptions, mapped: bool) -> Row:
-    threads = options.threads or usable_cores()
-    numbers = (int(mapped), threads, options.context, options.prompt, options.generate)
-    evict([file])
-    command = [python, "-c", PEER, str(file), *map(str, numbers), str(time.monotonic())]
-    ended = run_capped(command, Cap(options.ram_bytes, options.group), [file])
-    use = ended.use
-    outcome = "finished" if ended.returncode == 0 else f"exit code {ended.returncode}"
-    if ended.killed:
-        outcome = "killed: out of memory" if use.oom_kills else "killed"
-    elif ended.returncode:
-        outcome += f": {(ended.stderr.strip().splitlines() or ['no message'])[-1]}"
-    inside = options.ram_bytes is None or use.peak_bytes <= options.ram_bytes
-    name = f"llama.cpp, {'mapped' if mapped else 'read into memory'}"
-    speeds = json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else {}
+def row_of(contender: Contender, cap_bytes: int | None, ended: Ended, seconds: float) -> Row:
+    """What a run that has ended comes to."""
+    done, use = progress(ended.stdout), ended.use
+    speed = 1 / statistics.median(done.token_seconds) if done.token_seconds else None
+    # An error names the file it failed on; the result must not say where that lies.
+    outcome = outcome_of(ended, done, seconds).replace(f"{contender.path.parent}/", "")
     return Row(
-        name, file.stat().st_size, outcome, inside and ended.returncode == 0, use.peak_bytes,
-        use.anonymous_bytes, use.read_bytes, **speeds,
+        kind=contender.kind, cap_bytes=cap_bytes, disk_bytes=contender.disk_bytes, outcome=outcome,
+        finished=ended.returncode == 0,
+        inside=cap_bytes is None or use.peak_bytes <= cap_bytes, peak_bytes=use.peak_bytes,
+        anonymous_bytes=use.anonymous_bytes, cached_bytes=use.file_bytes, oom_kills=use.oom_kills,
+        major_faults=use.major_faults, read_bytes=use.read_bytes, seconds=seconds,
+        open_seconds=done.open_seconds, first_token_seconds=done.first_token_seconds,
+        tokens=len(done.token_seconds), tokens_per_second=speed,
     )  # fmt: skip
 
 
-def table(rows: list[Row]) -> str:
+def progress(stdout: str) -> Progress:
+    """The steps among the lines of a run's output, where libraries write too."""
+    found: dict[str, list[float]] = {"opened": [], "first": [], "token": []}
+    for line in stdout.splitlines():
+        if line.startswith('{"step"') and line.endswith("}"):  # a killed run may end mid-line
+            step = json.loads(line)
+            found[step["step"]].append(step["seconds"])
+    opened, first = ((found[name] or [None])[0] for name in ("opened", "first"))
+    return Progress(opened, first, tuple(found["token"]))
+
+
+def outcome_of(ended: Ended, done: Progress, seconds: float) -> str:
+    """How it ended, and where if that was not the end."""
+    if ended.returncode == 0:
+        return "finished"
+    if done.open_seconds is None:
+        where = "while opening"
+    elif done.first_token_seconds is None:
+        where = "in the prompt"
+    else:
+        where = f"after {len(done.token_seconds)} tokens"
+    if ended.timed_out:
+        return f"stopped after {seconds:.0f} s, {where}"
+    if ended.killed and ended.use.oom_kills:
+        return f"killed {where}: out of memory"
+    if ended.returncode < 0:
+        return f"killed by signal {-ended.returncode} {where}"
+    last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"failed {where}: {last.removeprefix('loop_singular_bit.errors.')}"
+
+
+def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    lines = ["| | file | outcome | peak with page cache | first token | tokens/s | inside |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| cap | contender | on disk | peak with page cache | read | first token | tokens/s "
+        "| inside | outcome |",
+        "|---:|---|---:|---:|---:|---:|---:|---|---|",
+    ]
     for row in rows:
         first, speed = (
             "-" if value is None else f"{value:.3g}{unit}"
-            for value, unit in ((row.first_token_seconds, " s"), (row.generated_per_second, ""))
+            for value, unit in ((row.first_token_seconds, " s"), (row.tokens_per_second, ""))
         )
         lines.append(
-            f"| {row.name} | {row.file_bytes / 1e9:.3f} GB | {row.outcome} | "
-            f"{row.peak_bytes / 1e6:.0f} MB | {first} | {speed} | {'yes' if row.kept else 'NO'} |"
+            f"| {cap_text(row.cap_bytes)} | {NAMES[row.kind]} | {row.disk_bytes / 1e9:.3f} GB | "
+            f"{row.peak_bytes / 1e6:.0f} MB | {row.read_bytes / 1e9:.2f} GB | {first} | {speed} | "
+            f"{'yes' if row.inside else 'NO'} | {row.outcome} |"
         )
     return "\n".join(lines)
 
 
+def cap_text(cap_bytes: int | None) -> str:
+    return "none" if cap_bytes is None else f"{cap_bytes / 1e6:g} MB"
+
+
+def least_caps(rows: Sequence[Row]) -> dict[str, int | None]:
+    """The least cap under which a contender wrote a token inside it; who never did is left out."""
+    found: dict[str, int | None] = {}
+    limited = (row for row in rows if row.tokens and row.inside)
+    for row in sorted(limited, key=lambda row: row.cap_bytes or sys.maxsize):
+        found.setdefault(row.kind, row.cap_bytes)
+    return found
+
+
+def prepared(flags: argparse.Namespace) -> list[Contender]:
+    """The contenders whose interpreters are given, their models written unless they are there."""
+    start = flags.directory / f"{flags.shape}-shape"
+    artefact, gguf, hf = (start.with_name(start.name + end) for end in ("", ".gguf", "-hf"))
+    shape, options = known_shape(flags.shape), SyntheticOptions(flags.shape, flags.bpw)
+    if not artefact.exists():
+        write_synthetic(options, artefact)
+    weights = artefact / WEIGHTS_FILE
+    found = [Contender("ours", sys.executable, artefact, (weights,))]
+    if flags.llama_python or flags.only_write:
+        if not gguf.exists():
+            write_gguf(shape, weights.stat().st_size, gguf)
+        for kind in ("llama-mmap", "llama-read"):
+            found.append(Contender(kind, flags.llama_python, gguf, (gguf,)))
+    if flags.offload_python:
+        if not hf.exists():
+            write_bf16(shape, companion_files(options), hf)
+        files = tuple(sorted(hf.glob("*.safetensors")))
+        found += [Contender(kind, flags.offload_python, hf, files) for kind in OFFLOAD]
+    return [each for each in found if not flags.only or each.kind in flags.only]
+
+
+def caps_from(text: str) -> list[int | None]:
+    """Comma-separated megabytes of 10^6 bytes; 0 or all: no limit."""
+    try:
+        numbers = [0.0 if word == "all" else float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: such as 400,1000,all") from error
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a cap is not negative")
+    return [int(number * 1e6) or None for number in numbers]
+
+
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--peer-python", help="without it, only ours runs")
-    parser.add_argument("--ram-mb", type=float, default=400.0)
+    parser.add_argument("--caps", type=caps_from, default="400,1000", help="MB; 0 or all: none")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument(
+        "--context", type=int, help="positions; default: what prompt and tokens take"
+    )
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds of one row")
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--bpw", type=float, default=3.35)
-    parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--generate", type=int, default=16)
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--cgroup", type=Path)
-    parser.add_argument("--only-write", action="store_true", help="write the two models and stop")
+    parser.add_argument("--llama-python", help="without it, no llama.cpp")
+    parser.add_argument("--offload-python", help="without it, neither accelerate nor AirLLM")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="of those that could run")
+    parser.add_argument("--only-write", action="store_true", help="write the models and stop")
     return parser.parse_args()
+
+
+def settings_of(flags: argparse.Namespace) -> Settings:
+    needed = flags.prompt_tokens + flags.tokens
+    context = flags.context or -(-needed // CONTEXT_STEP) * CONTEXT_STEP
+    return Settings(
+        flags.prompt_tokens, flags.tokens, context, flags.threads, flags.timeout,
+        known_shape(flags.shape).vocab, flags.cgroup,
+    )  # fmt: skip
+
+
+def write_rows(flags: argparse.Namespace, settings: Settings, rows: Sequence[Row]) -> None:
+    caps = ",".join("all" if cap is None else f"{cap / 1e6:g}" for cap in flags.caps)
+    command = (
+        f"python benches/memory_peers.py {flags.shape} DIR --caps {caps} --cgroup GROUP "
+        f"--prompt-tokens {settings.prompt_tokens} --tokens {settings.tokens} "
+        "--llama-python PATH --offload-python PATH"
+    )
+    facts: dict[str, Any] = {"command": command, "synthetic": flags.shape}
+    for name in ("prompt_tokens", "tokens", "context", "threads", "timeout_seconds"):
+        facts[name] = getattr(settings, name)
+    limited = "a memory control group" if settings.group else "RLIMIT_DATA: not the page cache"
+    write_result(
+        "memory_peers",
+        facts
+        | {"limited_by": limited, "rows": [asdict(row) for row in rows]}
+        | {"least_cap_bytes": least_caps(rows), "machine": machine_facts()},
+    )
 
 
 def main() -> None:
     flags = parsed()
-    shape = known_shape(flags.shape)
-    artefact, file = (flags.directory / f"{flags.shape}{end}" for end in ("-lsb", ".gguf"))
-    if not artefact.exists():
-        write_synthetic(SyntheticOptions(flags.shape, flags.bpw), artefact)
-    if not file.exists():
-        write_gguf(shape, file)
+    settings, contenders = settings_of(flags), prepared(flags)
     if flags.only_write:
         return
-    options = MemoryOptions(
-        int(flags.ram_mb * 1e6), flags.context, flags.prompt, flags.generate, flags.threads,
-        group=flags.cgroup,
-    )  # fmt: skip
-    runs: list[Callable[[], Row]] = [lambda: ours(artefact, options)]
-    if flags.peer_python:
-        runs.append(lambda: llama_cpp(flags.peer_python, file, options, True))
-        runs.append(lambda: llama_cpp(flags.peer_python, file, options, False))
-    rows = []
-    for run in runs:
-        rows.append(run())
-        print(f"{rows[-1].name}: {rows[-1].outcome}", file=sys.stderr)
+    rows: list[Row] = []
+    for cap in flags.caps:
+        for contender in contenders:
+            rows.append(run(contender, cap, settings))
+            print(f"{cap_text(cap)}, {contender.kind}: {rows[-1].outcome}", file=sys.stderr)
+            write_rows(flags, settings, rows)
     print(table(rows))
-    names = ("shape", "ram_mb", "context", "prompt", "generate")
-    command = "python benches/memory_peers.py SHAPE DIR --peer-python PATH --ram-mb N"
-    settings = {name: getattr(flags, name) for name in names}
-    limited = "a memory control group" if flags.cgroup else "RLIMIT_DATA: not the page cache"
-    values = {"command": command, **settings, "limited_by": limited}
-    write_result(
-        "memory_peers",
-        values | {"rows": [asdict(row) for row in rows], "machine": machine_facts()},
-    )
+    for kind, least in least_caps(rows).items():
+        print(f"{NAMES[kind]}: least cap of the list with a token {cap_text(least)}")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,13 @@ def test_a_killed_process_is_told() -> None:
     assert run("import os; os.kill(os.getpid(), 9)").killed
 
 
+def test_a_process_whose_time_is_up_is_killed_and_what_it_said_is_kept() -> None:
+    script = "import time; print('begun', flush=True); time.sleep(60)"
+    ended = run_capped([sys.executable, "-c", script], Cap(None, seconds=2.0), ())
+    assert (ended.timed_out, ended.killed, ended.stdout) == (True, True, "begun\n")
+    assert not run("pass").timed_out
+
+
 def test_the_child_ends_with_the_parent(tmp_path: Path) -> None:
     """SIGTERM to the measuring process takes the measured one down with it."""
     note = tmp_path / "pid"

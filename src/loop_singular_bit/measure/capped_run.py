@@ -33,10 +33,12 @@ WITHOUT_GROUP = "RLIMIT_DATA, sampled resident set, page-cache probe"
 
 @dataclass(frozen=True)
 class Cap:
-    """limit_bytes None: no limit. group: a control group handed over for this; None: without."""
+    """limit_bytes None: no limit. group: a control group handed over for this; None: without.
+    seconds: when the command is killed; None: never."""
 
     limit_bytes: int | None
     group: Path | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended. returncode as in subprocess: negative for a signal."""
+    """A command that has ended. returncode as in subprocess: negative for a signal.
+    timed_out: it was killed for the time it took."""
 
     returncode: int
     stdout: str
     stderr: str
     use: MemoryUse
+    timed_out: bool = False
 
     @property
     def killed(self) -> bool:
@@ -103,14 +107,15 @@ def run_capped(command: list[str], cap: Cap, files: Sequence[Path]) -> Ended:
         out, err = (stack.enter_context(TemporaryFile("w+")) for _ in range(2))
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
         try:
-            seen, faults = _watch(process, group, files)
+            seen, faults, timed_out = _watch(process, group, files, cap.seconds)
         finally:
             if process.returncode is None:
                 process.kill()
                 process.wait()
         for stream in (out, err):
             stream.seek(0)
-        return Ended(process.returncode, out.read(), err.read(), _use(seen, faults, group))
+        use = _use(seen, faults, group)
+        return Ended(process.returncode, out.read(), err.read(), use, timed_out)
 
 
 def _with_data_limit(command: list[str], limit_bytes: int) -> list[str]:
@@ -134,9 +139,11 @@ def _watch(
     process: subprocess.Popen[bytes] | subprocess.Popen[str],
     group: MemoryGroup | None,
     files: Sequence[Path],
-) -> tuple[_Seen, int]:
-    """Samples until the process ends; what was seen, and its major faults."""
-    seen = _Seen()
+    seconds: float | None,
+) -> tuple[_Seen, int, bool]:
+    """Samples until the process ends; what was seen, its major faults, and whether its time was
+    up."""
+    seen, started, timed_out = _Seen(), time.monotonic(), False
     while True:
         _sample(process.pid, group, files, seen)
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -145,7 +152,10 @@ def _watch(
             if group is None:  # what came into the cache since the last look is still there
                 seen.file = max(seen.file, resident_bytes(files))
                 seen.peak = max(seen.peak, seen.file)
-            return seen, usage.ru_majflt
+            return seen, usage.ru_majflt, timed_out
+        if seconds is not None and not timed_out and time.monotonic() - started > seconds:
+            timed_out = True
+            process.kill()
         time.sleep(SAMPLE_SECONDS)
 
 
