@@ -14,7 +14,8 @@ airllm.
 
 With --cgroup (a memory control group handed over for this) the kernel limits page cache too;
 without it only anonymous memory is limited, and a peer that maps its file may take all there is:
-the table says how much. Code that another process has loaded already counts for no contender.
+the table says how much. Each contender's code is loaded once before its row, outside the group, so
+that it counts for nobody: else who comes first would pay for what others share.
 Writes benches/results/memory_peers.json after every row.
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +53,13 @@ NAMES = {
     "llama-read": "llama.cpp, read into memory",
     "accelerate": "accelerate, disk offload",
     "airllm": "AirLLM",
+}
+IMPORTS = {
+    "ours": "import loop_singular_bit.engine.runtime",
+    "llama-mmap": "import llama_cpp",
+    "llama-read": "import llama_cpp",
+    "accelerate": "import accelerate; from transformers import AutoModelForCausalLM",
+    "airllm": "import airllm",
 }
 
 
@@ -131,7 +140,8 @@ class Row:
 
 
 def run(contender: Contender, cap_bytes: int | None, settings: Settings) -> Row:
-    """One row, from a cold page cache."""
+    """One row: its weights are not in the page cache, its code is."""
+    load_code(contender)
     evict(contender.files)
     started = time.monotonic()
     request = {
@@ -143,6 +153,15 @@ def run(contender: Contender, cap_bytes: int | None, settings: Settings) -> Row:
     command = [contender.python, str(CHILD), json.dumps(request)]
     ended = run_capped(command, cap, contender.files)
     return row_of(contender, cap_bytes, ended, time.monotonic() - started)
+
+
+def load_code(contender: Contender) -> None:
+    """Raises UsageError where the interpreter lacks the contender's packages."""
+    command = [contender.python, "-c", IMPORTS[contender.kind]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"{contender.python} cannot run {NAMES[contender.kind]}: {last}")
 
 
 def row_of(contender: Contender, cap_bytes: int | None, ended: Ended, seconds: float) -> Row:

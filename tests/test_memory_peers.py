@@ -161,6 +161,12 @@ def test_a_row_has_the_figures_of_what_was_done(peers: ModuleType, tmp_path: Pat
     assert peers.least_caps([none]) == {}
 
 
+def test_an_interpreter_without_the_packages_is_named(peers: ModuleType) -> None:
+    contender = peers.Contender("airllm", sys.executable, Path("hf"), ())
+    with pytest.raises(UsageError, match="cannot run AirLLM: ModuleNotFoundError"):
+        peers.load_code(contender)
+
+
 def test_caps_are_megabytes_or_none(peers: ModuleType) -> None:
     assert peers.caps_from("400,1000.5,all,0") == [400 * MB, 1_000_500_000, None, None]
     for wrong in ("400,", "x", "-1"):
