@@ -26,13 +26,13 @@ from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.calibrate import Tokens, sample_sequences
 from loop_singular_bit.compress.compressor import EvaluationOptions, evaluation_tokens
 from loop_singular_bit.compress.guidance import Guidance
+from loop_singular_bit.compress.openings import first_id
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
     SEQUENCE_TOKENS,
     Calibration,
     CalibrationOptions,
     Progress,
-    first_id,
     make_calibration,
     make_plan,
     write_artefacts,

@@ -309,16 +309,49 @@ def test_without_guidance_there_is_no_backward_sweep(
         lsb("compress", tiny_model, "-o", tmp_path / "guided", *SHORT)
 
 
-def test_an_interrupt_leaves_nothing_behind(
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_command_goes_on_where_it_was(
+    tmp_path: Path,
+    tiny_model: Path,
+    lsb: Command,
+    probed: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ("compress", tiny_model, "-o", tmp_path / "out", *INT8[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr("loop_singular_bit.compress.pipeline._Job._write_top", interrupted)
+        assert lsb(*command, "-q").refused(6, "out.partial", "run the same command again")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert lsb(*command, "--planes", 2).code == 4
+    outcome = lsb(*command)
+    assert (outcome.code, "kept: encoded layers: 2/2" in outcome.err) == (0, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_restart_discards_what_is_finished(
+    tmp_path: Path,
+    tiny_model: Path,
+    lsb: Command,
+    probed: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ("compress", tiny_model, "-o", tmp_path / "out", *INT8[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr("loop_singular_bit.compress.pipeline._Job._write_top", interrupted)
+        assert lsb(*command).code == 6
+    outcome = lsb(*command, "--codec", "uniform1", "--restart")
+    assert (outcome.code, "kept" in outcome.err) == (0, False)
+
+
+def test_an_interrupt_before_anything_is_finished_leaves_nothing_behind(
     tmp_path: Path, tiny_model: Path, lsb: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object) -> None:
-        assert list((tmp_path / "out.partial").iterdir())  # in the middle of writing
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("loop_singular_bit.compress.pipeline._Job._write_top", interrupted)
+    monkeypatch.setattr("loop_singular_bit.compress.pipeline._Job._write_layer", interrupted)
     outcome = lsb("compress", tiny_model, "-o", tmp_path / "out", *INT8)
-    assert outcome.refused(6, "run again")
+    assert outcome.refused(6, "before anything was finished")
     assert not list(tmp_path.iterdir())
 
 
@@ -327,7 +360,7 @@ def test_a_signal_from_the_terminal_leaves_nothing_behind(tmp_path: Path, tiny_m
     command = [sys.executable, "-m", "loop_singular_bit", "compress", str(tiny_model)]
     flags = ["-o", str(output), "--calibration-tokens", "200000", "-q"]
     with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "out.partial").exists():
+        while not (tmp_path / "out.partial" / "settings.json").exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
@@ -342,11 +375,14 @@ def test_an_artefact_given_as_model_is_refused(
     assert outcome.refused(4, "model.safetensors")
 
 
-def test_what_a_killed_run_left_is_replaced(
+def test_what_an_older_version_left_is_refused_until_told(
     tmp_path: Path, tiny_model: Path, lsb: Command, probed: object
 ) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "model.lsb.partial").write_bytes(b"half")
-    assert lsb("compress", tiny_model, "-o", tmp_path / "out", *INT8).code == 0
+    command = ("compress", tiny_model, "-o", tmp_path / "out", *INT8)
+    assert lsb(*command).refused(4, "an older version", "--restart")
+    assert (tmp_path / "out.partial" / "model.lsb.partial").read_bytes() == b"half"
+    assert lsb(*command, "--restart").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     shutil.rmtree(tmp_path / "out")

@@ -61,6 +61,22 @@ def test_plain_lines_come_at_the_end_and_every_few_seconds(
     ]
 
 
+def test_what_is_kept_is_said_at_once_and_counts_for_no_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 0.0, 10.0, 20.0])
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(now))
+    with progress_on_stderr() as progress:
+        progress("kept layer", 6, 9)
+        for done in (7, 8, 9):
+            progress("layer", done, 9)
+    assert capsys.readouterr().err.splitlines() == [
+        "kept: encoded layers: 6/9",
+        "encoding layers: 8/9, 10 s left",
+        "encoding layers: 9/9, 0 s left",
+    ]
+
+
 def test_bars_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress_on_stderr() as progress:

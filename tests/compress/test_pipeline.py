@@ -23,14 +23,13 @@ from loop_singular_bit.compress.pipeline import (
     calibration_tokens,
     make_calibration,
     make_plan,
-    new_directory,
     silent,
     write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import ResidentNetwork
-from loop_singular_bit.errors import ConfigError, InputRefusedError, InterruptedRunError
+from loop_singular_bit.errors import ConfigError
 from loop_singular_bit.models.spec import all_tensors, layer_tensors
 
 TEXT = "The river runs slowly past the old mill. " * 120
@@ -215,32 +214,3 @@ def with_config(folder: Path, fields: dict[str, object]) -> Source:
     config = json.loads((model / "config.json").read_text("utf-8"))
     (model / "config.json").write_text(json.dumps(config | fields), "utf-8")
     return open_source(str(model))
-
-
-def test_a_new_directory_appears_whole(tmp_path: Path) -> None:
-    with new_directory(tmp_path / "a" / "out") as partial:
-        (partial / "file").write_text("x", "utf-8")
-        assert not (tmp_path / "a" / "out").exists()
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
-    assert (tmp_path / "a" / "out" / "file").read_text("utf-8") == "x"
-
-
-@pytest.mark.parametrize(
-    ("error", "becomes"),
-    [(KeyboardInterrupt, InterruptedRunError), (OSError, OSError),
-     (InputRefusedError, InputRefusedError)],
-)  # fmt: skip
-def test_a_failure_leaves_no_directory(
-    error: type[BaseException], becomes: type[BaseException], tmp_path: Path
-) -> None:
-    with pytest.raises(becomes), new_directory(tmp_path / "out") as partial:
-        (partial / "file").write_text("x", "utf-8")
-        raise error
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_with_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x", "utf-8")
-    with pytest.raises(InputRefusedError, match="not an empty directory"), new_directory(tmp_path):
-        pass
-    assert (tmp_path / "file").read_text("utf-8") == "x"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from tiny import write_tiny_gguf, write_tiny_model
 
+from loop_singular_bit.compress import checkpoint, pipeline
 from loop_singular_bit.compress import points as study
 from loop_singular_bit.compress.importance import importance_matrix
 from loop_singular_bit.compress.original import OriginalNetwork
@@ -25,7 +26,12 @@ from loop_singular_bit.compress.points import (
     measure_points,
 )
 from loop_singular_bit.compress.source import open_source
-from loop_singular_bit.errors import BudgetError, InputRefusedError, UsageError
+from loop_singular_bit.errors import (
+    BudgetError,
+    InputRefusedError,
+    InterruptedRunError,
+    UsageError,
+)
 from loop_singular_bit.measure import llama_cpp
 from loop_singular_bit.measure.quality import NetworkScorer
 
@@ -89,6 +95,22 @@ def test_a_whole_artefact_is_measured_without_encoding_it_again(
     (finished / "9.0.json").unlink()
     monkeypatch.setattr(study, "write_artefacts", None)
     assert measured(tiny_model, finished)[0] == before
+
+
+def test_a_study_calibrates_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "write_artefacts", interrupted)
+        with pytest.raises(InterruptedRunError):
+            measured(tiny_model, tmp_path / "study")
+    monkeypatch.setattr(checkpoint, "calibration_tokens", None)  # not called again
+    monkeypatch.setattr(pipeline, "guidance", None)
+    found = measured(tiny_model, tmp_path / "study")
+    assert [point.name for point in found] == ["9.0", "int8"]
 
 
 def test_points_can_be_added(finished: Path, tiny_model: Path) -> None:
@@ -170,7 +192,7 @@ def test_a_peer_is_measured_like_ours(
     assert (peer.maker, peer.mean_absolute_error, peer.efficiency) == ("llama.cpp", None, None)
     assert peer.quality.kl_mean == pytest.approx(0, abs=1e-9)
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [
-        "F16.json", "Q4_0.json", "settings.json",
+        "F16.json", "Q4_0.json", "calibration", "settings.json",
     ]  # fmt: skip
     assert json.loads((tmp_path / "study" / "settings.json").read_text("utf-8"))["tokens"] == 64
 

@@ -61,7 +61,8 @@ def quality(model: str, output: Path, as_json: bool, quiet: bool, **flags: Any) 
     Every byte that inference needs counts. MAE is the mean absolute error of a weight, efficiency
     the bits of precision it leaves, log2(mean |W| / MAE), for each bit of size. The output
     directory gets the artefacts, quality.json, quality.md and quality.svg; a run that was stopped
-    goes on where it was: a point that is measured, or an artefact that is whole, is kept.
+    goes on where it was: the calibration, a point that is measured, or an artefact that is whole,
+    is kept.
 
     \b
     lsb bench quality ./SmolLM2-135M-Instruct -o study --text wiki.txt --text code.txt

@@ -47,12 +47,17 @@ if TYPE_CHECKING:
     help="No backward sweep: all tokens count alike, planes follow a fixed order.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of signs and sampling.")
+@click.option(
+    "--restart", is_flag=True, help="Discard what a stopped run with this output has finished."
+)
 @evaluation_options
 @threads_option
 @quiet_flag
 @json_flag
 def compress(model: str | None, output: Path | None, **flags: Any) -> None:
     """Compress MODEL: a Hugging Face directory, a GGUF file or a hub id.
+
+    The same command again goes on where a stopped one was (OUTPUT.partial).
 
     \b
     lsb compress ./SmolLM2-135M-Instruct -o smol --planes 4
@@ -82,7 +87,7 @@ def _refuse_given(names: tuple[str, ...], why: str) -> None:
 
 _ENCODING = (
     "codec", "planes", "window", "block", "outlier_ratio", "embedding", "calibration",
-    "calibration_tokens", "no_guidance", "seed",
+    "calibration_tokens", "no_guidance", "seed", "restart",
 )  # fmt: skip
 
 
@@ -144,6 +149,7 @@ def _encode(
         evaluation=EvaluationOptions(read_text(flags["text"]), flags["context"], flags["tokens"]),
         threads=flags["threads"],
         progress=progress,
+        restart=flags["restart"],
     )
     return compressor.compress_model(model, output)
 

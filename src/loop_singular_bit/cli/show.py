@@ -18,6 +18,8 @@ _STAGES = {
     "fetch": "fetching the model", "sample": "sampling calibration text",
     "guide": "finding what the loss depends on", "layer": "encoding layers",
     "evaluate": "evaluating", "cut": "leaving out planes", "point": "points measured",
+    "kept sample": "kept: calibration text", "kept guide": "kept: what the loss depends on",
+    "kept layer": "kept: encoded layers",
 }  # fmt: skip
 _PLAIN_SECONDS = 5.0  # a line this often when the output is not a terminal
 
@@ -65,15 +67,17 @@ class _PlainLines:
     """A line every few seconds, with the time left."""
 
     def __init__(self) -> None:
-        self._stage, self._started, self._said = "", 0.0, 0.0
+        self._stage, self._started, self._said, self._first = "", 0.0, 0.0, 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self._stage or done < 2:
-            self._stage, self._started, self._said = stage, now, now
+        if stage.startswith("kept"):
+            click.echo(f"{_STAGES[stage]}: {done}/{total}", err=True)
+        elif stage != self._stage or done < 2:
+            self._stage, self._started, self._said, self._first = stage, now, now, done
         elif done == total or now - self._said >= _PLAIN_SECONDS:
             self._said = now
-            left = (now - self._started) / max(done - 1, 1) * (total - done)
+            left = (now - self._started) / max(done - self._first, 1) * (total - done)
             click.echo(f"{_STAGES.get(stage, stage)}: {done}/{total}, {left:.0f} s left", err=True)
 
 

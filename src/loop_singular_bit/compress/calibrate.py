@@ -174,9 +174,9 @@ def _chunks(tokens: Tokens) -> Iterator[tuple[slice, Batch]]:
 
 
 def statistics(
-    network: Network, tokens: Tokens, guidance: Guidance | None = None
+    network: Network, tokens: Tokens, guidance: Guidance | None = None, start: int = 0
 ) -> Iterator[LayerStatistics | HeadStatistics]:
-    """Statistics of every layer in order, then of the head. tokens [sequences, length]."""
+    """Statistics of every layer from `start` on, then of the head. tokens [sequences, length]."""
     spec, (sequences, length) = network.spec, tokens.shape
     rows_max = max(1, ROWS_MAX // length) * length
     cache = KVCache(spec, max(1, ROWS_MAX // length), length, layers=1)
@@ -187,15 +187,18 @@ def statistics(
         x[rows] = network.embedding.read_rows(batch.ids)
     for index in range(spec.layers):
         layer = network.layer(index)
-        grams = _LayerGrams(spec, guidance.layers[index] if guidance else None)
+        of_layer = guidance.layers[index] if guidance else None
+        grams = _LayerGrams(spec, of_layer) if index >= start else None
         program = record_layer(spec, layer, cache.layers[0], rotary, work)
         for rows, batch in _chunks(tokens):
             hidden = work.x[: len(batch.ids)]
             hidden[:] = x[rows]
             for site, inputs in program.run_by_site(batch):
-                grams.add(site, inputs, rows)
+                if grams is not None:
+                    grams.add(site, inputs, rows)
             x[rows] = hidden
-        yield LayerStatistics(index, layer, grams.means())
+        if grams is not None:
+            yield LayerStatistics(index, layer, grams.means())
     gram = _Gram(spec.hidden, guidance.head.weights if guidance else None)
     for rows, _batch in _chunks(tokens):
         normed = work.normed[: rows.stop - rows.start]

@@ -17,21 +17,25 @@ from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
 from loop_singular_bit.compress.allocate import CodecOptions, Plan
 from loop_singular_bit.compress.card import NOT_RUN, model_card
+from loop_singular_bit.compress.checkpoint import (
+    Work,
+    compress_settings,
+    kept_calibration,
+    work_directory,
+)
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (
     Calibration,
     CalibrationOptions,
     Progress,
     Written,
-    make_calibration,
     make_plan,
-    new_directory,
     silent,
     write_artefacts,
 )
 from loop_singular_bit.compress.rounds import Made, Round, close_loop
 from loop_singular_bit.compress.source import Source, open_source
-from loop_singular_bit.engine.artefact import ResidentNetwork
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import BudgetError, FormatError, InputRefusedError, UsageError
@@ -107,8 +111,6 @@ class LoopCompressor:
     outlier_ratio      share of weights of each matrix kept exactly, 0..0.5
     target_storage_gb  10^9 bytes on disk; picks the planes
     target_ram_mb      10^6 bytes of a process that runs the artefact
-    quality_threshold  percent of quality loss; the smallest artefact that holds it is looked for
-    A target of None is not asked for. `planes` fixes the loops instead of the budgets.
     """
 
     outlier_ratio: float = 0.02
@@ -121,6 +123,7 @@ class LoopCompressor:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     threads: int | None = None
     progress: Progress = silent
+    restart: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= THREADS_MAX:
@@ -134,7 +137,7 @@ class LoopCompressor:
         self, model: str | Path, output_dir: str | Path | None = None
     ) -> CompressionResult:
         """Compresses a directory, GGUF file or hub id into `output_dir` (default: in the working
-        directory, named after the model with "-lsb").
+        directory, named after the model with "-lsb"). What a stopped call has finished is kept.
 
         Raises BudgetError when the storage budget cannot hold the model, and InputRefusedError
         when the evaluation text is too short, before any long work; a missed quality or RAM
@@ -147,30 +150,33 @@ class LoopCompressor:
         evaluated = evaluation_tokens(source, self.evaluation)
         directory = Path(output_dir) if output_dir else default_directory(str(model), source)
         refuse_inside(directory, source.path)
-        with new_directory(directory) as partial:
-            calibration = self._calibration(source, partial)
-            made, rounds = self._made(source, calibration, evaluated, partial)
-            figures = probed(RunRequest(str(partial), self.budgets.ram_bytes, None, self.threads))
+        settings = compress_settings(
+            source, self._options, self.budgets, self.calibration, evaluated
+        )
+        with work_directory(directory, settings, restart=self.restart) as work:
+            calibration = self._calibration(source, work)
+            made, rounds = self._made(source, calibration, evaluated, work)
+            place = work.finished(made.written.directory)
+            figures = probed(RunRequest(str(place), self.budgets.ram_bytes, None, self.threads))
             seconds = time.monotonic() - started
             measured = Measured(made.written, made.quality, figures, seconds, tuple(rounds))
             return self.report(source, measured, directory)
 
-    def _calibration(self, source: Source, folder: Path) -> Calibration | None:
+    def _calibration(self, source: Source, work: Work) -> Calibration | None:
         """None for codecs that need none."""
         if self._options.codec != "planes":
             return None
         network = OriginalNetwork(source, resident_layers(source))
-        return make_calibration(source, network, self.calibration, folder, self.progress)
+        return kept_calibration(source, network, self.calibration, work.stages, self.progress)
 
     def _made(
         self,
         source: Source,
         calibration: Calibration | None,
         windows: npt.NDArray[np.int64],
-        folder: Path,
+        work: Work,
     ) -> tuple[Made, list[Round]]:
-        """The artefact in `folder`; where a loss is allowed and planes are free, the best of some
-        rounds."""
+        """The artefact; where a loss is allowed and planes are free, the best of some rounds."""
         seed, limit = self.calibration.seed, self.budgets.loss_percent
         sensitivity = calibration.sensitivity if calibration else None
 
@@ -178,12 +184,21 @@ class LoopCompressor:
             return make_plan(source, self._options, self.budgets, seed, sensitivity, nats)
 
         def make(plan: Plan, place: Path) -> Made:
-            written = write_artefacts(source, [(plan, place)], calibration, seed, self.progress)
-            return Made(written[0], evaluate_written(source, written, windows, self.progress)[0])
+            quality = work.quality(plan, windows)
+            if quality is not None and not (place / WEIGHTS_FILE).exists():
+                return Made(Written(plan, place), quality)  # given up for a better one
+            journals = [work.journal(plan)]
+            written = write_artefacts(
+                source, [(plan, place)], calibration, seed, self.progress, journals
+            )
+            if quality is None:
+                quality = evaluate_written(source, written, windows, self.progress)[0]
+                work.keep_quality(plan, windows, quality)
+            return Made(written[0], quality)
 
         if limit is None or sensitivity is None or self._options.planes is not None:
-            return make(planned(0.0), folder), []
-        return close_loop(limit, sensitivity, planned, make, folder)
+            return make(planned(0.0), work.artefact), []
+        return close_loop(limit, sensitivity, planned, make, work.stages.folder)
 
     def report(self, source: Source, measured: Measured, directory: Path) -> CompressionResult:
         """What `compress --json` prints; also written as report.json and the model card."""

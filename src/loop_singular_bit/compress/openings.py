@@ -7,8 +7,12 @@ format (openings of texts where it has none).
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from loop_singular_bit.engine.template import Message
 from loop_singular_bit.engine.text import Text
+from loop_singular_bit.errors import ConfigError
 
 TEXTS = (
     "The history of", "= = Early life = =\n", "def ", "Chapter 1\n\n", "import os\nimport sys\n\n",
@@ -44,12 +48,28 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def openings(text: Text, first_id: int, sequences: int) -> list[list[int]]:
+def first_id(files: Mapping[str, bytes], vocab: int) -> int:
+    """The token a text starts with: beginning of text, else end of text, else 0.
+
+    Raises ConfigError when config.json names a token that has no row in the embedding.
+    """
+    config = json.loads(files["config.json"])
+    for name in ("bos_token_id", "eos_token_id"):
+        found = config.get(name)
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, int):
+            if not 0 <= found < vocab:
+                raise ConfigError(f"config.json {name} is {found}: must be 0..{vocab - 1}")
+            return found
+    return 0
+
+
+def openings(text: Text, first: int, sequences: int) -> list[list[int]]:
     """Ids that each of `sequences` sampled sequences begins with, the kinds taking turns."""
     found = []
     for index in range(sequences):
         turn, kind = divmod(index, 3)
-        found.append([first_id] if kind == 0 else (_text, _question)[kind - 1](text, turn))
+        found.append([first] if kind == 0 else (_text, _question)[kind - 1](text, turn))
     return found
 
 

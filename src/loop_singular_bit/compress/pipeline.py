@@ -5,11 +5,10 @@ source -> plan -> calibration -> encoded layers -> container -> reopen -> evalua
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,8 @@ from loop_singular_bit.compress.encode import (
     original_matrix,
 )
 from loop_singular_bit.compress.guidance import Guidance, guidance
-from loop_singular_bit.compress.openings import openings
+from loop_singular_bit.compress.journal import EMBEDDING, Journal, Part
+from loop_singular_bit.compress.openings import first_id, openings
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.sensitivity import sensitivities
 from loop_singular_bit.compress.source import Source
@@ -45,12 +45,7 @@ from loop_singular_bit.container.writer import ContainerWriter
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.engine.sweep import SITE_OF_ROLE, InputSite
-from loop_singular_bit.errors import (
-    ConfigError,
-    InputRefusedError,
-    InterruptedRunError,
-    UsageError,
-)
+from loop_singular_bit.errors import InputRefusedError, ResourceError, UsageError
 from loop_singular_bit.models.spec import (
     LINEAR_ROLES,
     ModelSpec,
@@ -61,7 +56,8 @@ from loop_singular_bit.models.spec import (
 )
 
 Floats = npt.NDArray[np.float32]
-# (stage, done, total); stages: "fetch", "sample", "guide", "layer", "evaluate"
+# (stage, done, total); stages: "fetch", "sample", "guide", "layer", "evaluate", and "kept sample",
+# "kept guide", "kept layer" for what a stopped run had finished
 Progress = Callable[[str, int, int], None]
 
 SEQUENCE_TOKENS = 256
@@ -107,6 +103,23 @@ class Written:
     absolute_errors: dict[str, float] = field(default_factory=dict)
     sensitivity: Mapping[str, float] | None = None
 
+    def restore(self, journal: Journal, spec: ModelSpec) -> None:
+        """Takes over what a stopped run reported; clears a journal whose file is gone.
+
+        Raises ResourceError for finished weights that the journal does not have.
+        """
+        path = self.directory / WEIGHTS_FILE
+        if path.exists() and journal.next <= spec.layers:
+            raise ResourceError(
+                f"{path} is finished, but only {len(journal.parts)} parts of it are in its "
+                "journal; start over with --restart"
+            )
+        if not path.exists() and not path.with_name(f"{path.name}.partial").exists():
+            journal.clear()
+        for part in journal.parts:
+            self.reports |= part.reports
+            self.absolute_errors |= part.absolute_errors
+
     def mean_absolute_error(self, spec: ModelSpec) -> float:
         """Mean |W - W'| over all matrices, embedding and head included."""
         counts = {t.name: t.count for t in all_tensors(spec)}
@@ -141,9 +154,11 @@ class Calibration:
     guidance: Guidance | None = None
     sensitivity: Mapping[str, float] | None = None
 
-    def statistics(self, network: Network) -> Iterator[LayerStatistics | HeadStatistics]:
-        """Of every layer in order, then of the head."""
-        return calibrate.statistics(network, self.tokens, self.guidance)
+    def statistics(
+        self, network: Network, start: int = 0
+    ) -> Iterator[LayerStatistics | HeadStatistics]:
+        """Of every layer from `start` on, then of the head."""
+        return calibrate.statistics(network, self.tokens, self.guidance, start)
 
 
 def make_calibration(
@@ -157,8 +172,15 @@ def make_calibration(
     tokens = calibration_tokens(source, network, options, progress)
     if not options.guided:
         return Calibration(tokens)
+    return guided_calibration(network, tokens, options.seed, folder, progress)
+
+
+def guided_calibration(
+    network: OriginalNetwork, tokens: Tokens, seed: int, folder: Path, progress: Progress
+) -> Calibration:
+    """The same of tokens [sequences, length] that are there."""
     found = guidance(
-        network, tokens, options.seed, folder, lambda done, total: progress("guide", done, total)
+        network, tokens, seed, folder, lambda done, total: progress("guide", done, total)
     )
     return Calibration(tokens, found, sensitivities(network, found))
 
@@ -188,93 +210,76 @@ def calibration_tokens(
     return np.asarray(ids[: sequences * length], np.int64).reshape(sequences, length)
 
 
-def first_id(files: Mapping[str, bytes], vocab: int) -> int:
-    """The token a text starts with: beginning of text, else end of text, else 0.
-
-    Raises ConfigError when config.json names a token that has no row in the embedding.
-    """
-    config = json.loads(files["config.json"])
-    for name in ("bos_token_id", "eos_token_id"):
-        found = config.get(name)
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, int):
-            if not 0 <= found < vocab:
-                raise ConfigError(f"config.json {name} is {found}: must be 0..{vocab - 1}")
-            return found
-    return 0
-
-
-@contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A directory that appears at `path` complete or not at all.
-
-    Raises InputRefusedError when `path` exists and is not an empty directory.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputRefusedError(f"output {path} exists and is not an empty directory: name another")
-    partial = path.with_name(path.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    except KeyboardInterrupt as error:
-        raise InterruptedRunError(
-            "stopped; nothing was left behind, run again to start over"
-        ) from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
-
-
 def write_artefacts(
     source: Source,
     plans: Sequence[tuple[Plan, Path]],
     calibration: Calibration | None,
     seed: int,
     progress: Progress = silent,
+    journals: Sequence[Journal] = (),
 ) -> list[Written]:
     """Encodes every tensor and writes weights and companion files, for each (plan, directory).
 
     All plans share one pass over the calibration tokens. calibration None is enough for the
-    baselines, which use no statistics.
+    baselines, which use no statistics. journals: one for each plan, or none; an artefact goes on
+    behind what its journal says is finished, and leaves what it has when it is stopped.
     """
     network = OriginalNetwork(source, resident_layers(source))
     known = None if calibration is None else calibration.sensitivity
     results = [Written(plan, directory, sensitivity=known) for plan, directory in plans]
+    for written, journal in zip(results, journals, strict=False):
+        written.restore(journal, source.spec)
     with ExitStack() as stack:
         jobs = [
-            _Job(source, network, stack.enter_context(_writer(w, seed)), seed, w) for w in results
+            _Job(source, network, stack.enter_context(_writer(w, seed, j)), seed, w, j)
+            for w, j in zip_longest(results, journals)
+            if j is None or not (w.directory / WEIGHTS_FILE).exists()
         ]
-        for job in jobs:
-            job.write_embedding()
-        # Kept only for several artefacts at once: one alone frees each factor when it is used.
-        shared: SharedStatistics | None = {} if len(jobs) > 1 else None
-        stream = _plain(network) if calibration is None else calibration.statistics(network)
-        for found in stream:
-            for job in jobs:
-                job.write(found, shared)
-            if shared is not None:
-                shared.clear()
-            if isinstance(found, LayerStatistics):
-                progress("layer", found.index + 1, source.spec.layers)
+        _write(jobs, network, calibration, progress)
     for written in results:
         for name, data in source.companion_files().items():
             (written.directory / name).write_bytes(data)
     return results
 
 
-def _writer(written: Written, seed: int) -> ContainerWriter:
+def _write(
+    jobs: Sequence[_Job],
+    network: OriginalNetwork,
+    calibration: Calibration | None,
+    progress: Progress,
+) -> None:
+    """What is missing of each artefact, in one pass."""
+    layers = network.spec.layers
+    for job in jobs:
+        job.write_embedding()
+    start = min((job.next for job in jobs), default=layers + 1)
+    if start > 0:
+        progress("kept layer", min(start, layers), layers)
+    if start > layers:
+        return
+    # Kept only for several artefacts at once: one alone frees each factor when it is used.
+    shared: SharedStatistics | None = {} if len(jobs) > 1 else None
+    stream = calibration.statistics(network, start) if calibration else _plain(network, start)
+    for found in stream:
+        for job in jobs:
+            job.write(found, shared)
+        if shared is not None:
+            shared.clear()
+        if isinstance(found, LayerStatistics):
+            progress("layer", found.index + 1, layers)
+
+
+def _writer(written: Written, seed: int, journal: Journal | None) -> ContainerWriter:
     path = written.directory / WEIGHTS_FILE
-    return ContainerWriter(path, allocate.file_meta(seed), expected_bytes=written.plan.size_bytes)
+    marks = None if journal is None else [part.mark for part in journal.parts]
+    return ContainerWriter(
+        path, allocate.file_meta(seed), expected_bytes=written.plan.size_bytes, marks=marks
+    )
 
 
-def _plain(network: OriginalNetwork) -> Iterator[LayerStatistics | HeadStatistics]:
-    """Layers without statistics."""
-    for index in range(network.spec.layers):
+def _plain(network: OriginalNetwork, start: int) -> Iterator[LayerStatistics | HeadStatistics]:
+    """Layers from `start` on without statistics, and the head."""
+    for index in range(start, network.spec.layers):
         yield LayerStatistics(index, network.layer(index), {})
     yield HeadStatistics(None)
 
@@ -288,19 +293,41 @@ class _Job:
     writer: ContainerWriter
     seed: int
     written: Written
+    journal: Journal | None = None
 
     @property
     def codecs(self) -> Mapping[str, Codec]:
         return self.written.plan.codecs
 
+    @property
+    def next(self) -> int:
+        """The first layer that is missing, or their number for the head."""
+        return max(0, self.journal.next) if self.journal else 0
+
     def write(
         self, found: LayerStatistics | HeadStatistics, shared: SharedStatistics | None
     ) -> None:
-        """The next part of the network."""
-        if isinstance(found, LayerStatistics):
-            self._write_layer(found, shared)
-        else:
-            self._write_top(found, shared)
+        """The next part of the network, unless it is there."""
+        layers = self.source.spec.layers
+        index = found.index if isinstance(found, LayerStatistics) else layers
+        if index < self.next:
+            return
+        with self._part(index):
+            if isinstance(found, LayerStatistics):
+                self._write_layer(found, shared)
+            else:
+                self._write_top(found, shared)
+
+    @contextmanager
+    def _part(self, index: int) -> Iterator[None]:
+        """A run of the file; the journal has it once it is durable."""
+        self.writer.begin_run()
+        before = set(self.written.reports)
+        yield
+        if self.journal is not None:
+            reports = {k: v for k, v in self.written.reports.items() if k not in before}
+            errors = {name: self.written.absolute_errors[name] for name in reports}
+            self.journal.add(Part(index, self.writer.mark(), reports, errors))
 
     def _add(self, name: str, payload: Payload) -> None:
         self.writer.add(name, payload.kind, payload.attributes, payload.extents)
@@ -320,8 +347,9 @@ class _Job:
     def write_embedding(self) -> None:
         """An embedding that is only looked up has no input, hence no statistics. A tied one is the
         head, and is written as such."""
-        if not self.source.spec.tied_head:
-            self.writer.begin_run()
+        if self.source.spec.tied_head or (self.journal and self.journal.next > EMBEDDING):
+            return
+        with self._part(EMBEDDING):
             embedding = file_tensors(self.source.spec)[0]
             self._matrices({embedding: self.network.embedding}, {}, None)
 
@@ -340,7 +368,6 @@ class _Job:
 
     def _write_layer(self, found: LayerStatistics, shared: SharedStatistics | None) -> None:
         """One layer in sweep order."""
-        self.writer.begin_run()
         tensors = layer_tensors(self.source.spec, found.index)
         done: set[InputSite] = set()
         for tensor in tensors:
@@ -360,7 +387,6 @@ class _Job:
 
     def _write_top(self, found: HeadStatistics, shared: SharedStatistics | None) -> None:
         """Final norm, and the head."""
-        self.writer.begin_run()
         norm, head = file_tensors(self.source.spec)[-2:]
         self._vector(norm)
         known = {} if found.hessian is None else {head.role: found.hessian}

@@ -1,7 +1,8 @@
 """Quality against size: one model at many sizes, by our codec, its baselines and llama.cpp's types.
 
-A directory holds the study: settings.json, for each point an artefact NAME/ (ours) and NAME.json
-(finished). A point that is finished, or an artefact that is whole, is not made again.
+A directory holds the study: settings.json, calibration/ (compress/stages.py), for each point an
+artefact NAME/ (ours) and NAME.json (finished). What is finished, or an artefact that is whole, is
+not made again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.numbers import from_pattern
 from loop_singular_bit.compress.allocate import BASELINES, CodecOptions
 from loop_singular_bit.compress.calibrate import Tokens
+from loop_singular_bit.compress.checkpoint import calibration_settings, kept_calibration
 from loop_singular_bit.compress.compressor import (
     REPORT_FILE,
     EvaluationOptions,
@@ -37,10 +39,10 @@ from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
     Progress,
     Written,
-    make_calibration,
     write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source
+from loop_singular_bit.compress.stages import open_stages
 from loop_singular_bit.compress.study import Variant, guided_plans, variant_plans
 from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
@@ -63,6 +65,7 @@ BASELINE_POINTS = ("int8", "uniform1", "outlier1")
 PEER_POINTS = ("F16", "IQ2_M", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M")
 DEFAULT_TEXT = "language-reference"
 SETTINGS_FILE = "settings.json"
+CALIBRATION = "calibration"
 READ_ROWS = 4096  # rows of the original read at a time
 
 
@@ -205,9 +208,11 @@ class _Study:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return make_calibration(
-            self.source, self.original, self.options.calibration, self.directory, self.progress
-        )
+        options = self.options.calibration
+        settings = calibration_settings(self.source, options)
+        folder = self.directory / CALIBRATION
+        with open_stages(folder, settings, "name another directory") as stages:
+            return kept_calibration(self.source, self.original, options, stages, self.progress)
 
     @cached_property
     def windows(self) -> dict[str, Tokens]:

@@ -46,7 +46,8 @@ from loop_singular_bit.compress.compressor import (
 from loop_singular_bit.compress.encode import absolute_error, original_matrix
 from loop_singular_bit.compress.hf_source import COMPANION_FILES
 from loop_singular_bit.compress.original import OriginalNetwork
-from loop_singular_bit.compress.pipeline import Progress, Written, new_directory, silent
+from loop_singular_bit.compress.output import new_directory
+from loop_singular_bit.compress.pipeline import Progress, Written, silent
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.compress.validate import same_sizes
 from loop_singular_bit.container import ContainerWriter, Record, RecordPlan, plan_layout

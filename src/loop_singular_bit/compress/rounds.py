@@ -83,17 +83,17 @@ def close_loop(
     make: Callable[[Plan, Path], Made],
     folder: Path,
 ) -> tuple[Made, list[Round]]:
-    """The best artefact of some rounds, in `folder`, and what each round gave.
+    """The best artefact of some rounds, in a directory in `folder`, and what each round gave.
 
     planned(nats): the smallest plan predicted to cost as little. make(plan, directory): encodes
-    and measures it.
+    and measures it, or finds that a stopped run has.
     """
     rounds: list[Round] = []
     best: Made | None = None
     plan = planned(next_goal(limit_percent, rounds))
     while worth_a_round(limit_percent, rounds, plan.size_bytes):
         place = folder / f"round-{len(rounds) + 1}"
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         made = make(plan, place)
         predicted = predicted_nats(plan.codecs, sensitivity)
         rounds.append(Round(predicted, made.quality.quality_loss, plan.size_bytes))
@@ -103,13 +103,4 @@ def close_loop(
             shutil.rmtree(dropped.written.directory)
         plan = planned(next_goal(limit_percent, rounds))
     assert best is not None
-    _move_up(best.written, folder)
     return best, rounds
-
-
-def _move_up(written: Written, folder: Path) -> None:
-    place = written.directory
-    for path in place.iterdir():
-        path.rename(folder / path.name)
-    place.rmdir()
-    written.directory = folder

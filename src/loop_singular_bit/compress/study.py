@@ -20,13 +20,13 @@ from loop_singular_bit.compress.compressor import (
     evaluation_tokens,
 )
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.output import new_directory
 from loop_singular_bit.compress.pipeline import (
     Calibration,
     CalibrationOptions,
     Progress,
     make_calibration,
     make_plan,
-    new_directory,
     write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source

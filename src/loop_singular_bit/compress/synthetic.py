@@ -27,7 +27,8 @@ from loop_singular_bit.compress import allocate
 from loop_singular_bit.compress.allocate import CodecOptions, Plan, record_plans
 from loop_singular_bit.compress.card import synthetic_card
 from loop_singular_bit.compress.compressor import CARD_FILE, REPORT_FILE, artefact_size_bytes
-from loop_singular_bit.compress.pipeline import Progress, new_directory, silent
+from loop_singular_bit.compress.output import new_directory
+from loop_singular_bit.compress.pipeline import Progress, silent
 from loop_singular_bit.compress.shapes import BOS_ID, EOS_ID, known_shape
 from loop_singular_bit.compress.synthetic_tokenizer import SPECIAL_TOKENS, synthetic_tokenizer
 from loop_singular_bit.container.layout import RecordPlan

@@ -18,19 +18,27 @@ class PartialFile:
     """`<path>.partial`, exclusively locked, until `publish` gives it its name.
 
     The name is fixed so that what a killed process leaves is reused, not piled up; the lock tells
-    such a file from one that is being written. The new file is empty.
+    such a file from one that is being written. The new file is empty, or has the first `kept_bytes`
+    of what was left.
     Raises UsageError when `path` exists (unless `overwrite`) or another process is writing it,
-    ResourceError when the disk fails or has less than `expected_bytes` free.
+    ResourceError when the disk fails, has less than `expected_bytes` free, or less than
+    `kept_bytes` was left.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, expected_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool = False,
+        expected_bytes: int = 0,
+        kept_bytes: int = 0,
+    ) -> None:
         self._path = path
         self._partial = path.with_name(f"{path.name}.partial")
         self._overwrite = overwrite
         self._expected_bytes = expected_bytes
         self._refuse_existing()
         try:
-            self._fd = self._open_locked()
+            self._fd = self._open_locked(kept_bytes)
             free_bytes = self._free_bytes()
         except OSError as error:
             raise self._failed(error) from error
@@ -70,6 +78,13 @@ class PartialFile:
             found_bytes = os.fstat(self._fd).st_size
             if found_bytes != size_bytes:
                 raise AssertionError(f"wrote {found_bytes} bytes, planned {size_bytes}")
+        except OSError as error:
+            raise self._failed(error) from error
+        self.sync()
+
+    def sync(self) -> None:
+        """Makes what was written durable."""
+        try:
             os.fsync(self._fd)
         except OSError as error:
             raise self._failed(error) from error
@@ -90,13 +105,19 @@ class PartialFile:
                 self._partial.unlink()
             self._close()
 
+    def release(self) -> None:
+        """Leaves the file, not published, to a later process. Does nothing after `publish` or a
+        second time."""
+        if self._fd >= 0:
+            self._close()
+
     def _read(self, offset: int) -> bytes:
         try:
             return os.pread(self._fd, _COPY_BYTES, offset)
         except OSError as error:
             raise self._failed(error) from error
 
-    def _open_locked(self) -> int:
+    def _open_locked(self, kept_bytes: int) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(self._partial, flags, 0o666)
         try:
@@ -104,14 +125,22 @@ class PartialFile:
             # The one who held the lock may have renamed or removed the file since it was opened.
             if not os.path.samestat(os.fstat(fd), os.stat(self._partial)):
                 raise BlockingIOError
-            os.ftruncate(fd, 0)
+            self._refuse_shorter(os.fstat(fd).st_size, kept_bytes)
+            os.ftruncate(fd, kept_bytes)
         except (BlockingIOError, FileNotFoundError) as error:
             os.close(fd)
             raise UsageError(f"{self._partial}: another process is writing it") from error
-        except OSError:
+        except (OSError, ResourceError):
             os.close(fd)
             raise
         return fd
+
+    def _refuse_shorter(self, found_bytes: int, kept_bytes: int) -> None:
+        if found_bytes < kept_bytes:
+            raise ResourceError(
+                f"{self._partial}: has {found_bytes} bytes, expected at least {kept_bytes} that "
+                "were finished; start over with --restart"
+            )
 
     def _close(self) -> None:
         os.close(self._fd)

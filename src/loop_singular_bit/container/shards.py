@@ -33,14 +33,26 @@ class PartialShards:
     further shard exists (unless `overwrite`).
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, expected_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool = False,
+        expected_bytes: int = 0,
+        kept: Sequence[int] | None = None,
+    ) -> None:
+        """kept: bytes of each file that a stopped process has finished, [0] for none; what is
+        behind them is cut off, and `discard` leaves the files. None: they come and go together."""
         self._path = path
         self._overwrite = overwrite
-        self._missing_bytes = expected_bytes
-        self._files = [PartialFile(path, overwrite, expected_bytes)]
+        self._resumable = kept is not None
+        sizes = [0] if kept is None else kept
+        self._missing_bytes = max(0, expected_bytes - sum(sizes))
+        self._files = [PartialFile(path, overwrite, self._missing_bytes, sizes[0])]
         with ExitStack() as stack:
             stack.callback(self.discard)
-            self._clear()
+            self._clear(len(sizes))
+            for number, size_bytes in enumerate(sizes[1:], 1):
+                self._files.append(PartialFile(shard_path(path, number), overwrite, 0, size_bytes))
             stack.pop_all()
 
     def write(self, offset: int, data: bytes | memoryview, shard: int = -1) -> None:
@@ -57,6 +69,12 @@ class PartialShards:
         old.copy_to(align_up(keep_bytes, RUN_ALIGN_BYTES), new, RUN_ALIGN_BYTES)
         old.truncate(keep_bytes)
 
+    def sync(self) -> None:
+        """Makes everything written so far durable, under the names it has now."""
+        for file in self._files:
+            file.sync()
+        sync_directory(self._path.parent)
+
     def commit(self, sizes: Sequence[int]) -> None:
         """Makes the files, as long as `sizes` says, durable and gives them their names.
 
@@ -68,7 +86,7 @@ class PartialShards:
         with ExitStack() as undo:
             for number, file in enumerate(self._files[1:], 1):
                 file.publish()
-                undo.callback(shard_path(self._path, number).unlink)
+                undo.callback(self._withdraw, number)
             sync_directory(self._path.parent)
             self._files[0].publish()
             undo.pop_all()
@@ -76,17 +94,33 @@ class PartialShards:
         sync_directory(self._path.parent)
 
     def discard(self) -> None:
-        """Removes what has not got its name. Does nothing a second time."""
+        """Removes what has not got its name, or leaves it to a later process where that may go on.
+        Does nothing a second time."""
         # The first file holds the lock, so it goes last.
         for file in reversed(self._files):
-            file.discard()
+            if self._resumable:
+                file.release()
+            else:
+                file.discard()
 
-    def _clear(self) -> None:
-        """Looks for shards that would be overwritten, and removes what a killed process left."""
-        for _, path in further_shards(self._path):
-            if not self._overwrite:
+    def _clear(self, kept: int) -> None:
+        """Looks for shards that would be overwritten, and removes what a killed process left
+        behind the first `kept` files."""
+        for number, path in further_shards(self._path):
+            if self._resumable:  # killed between two names
+                self._withdraw(number)
+            elif not self._overwrite:
                 raise UsageError(f"{path}: exists; remove it or choose another output directory")
-        for _, path in further_shards(self._path, ".partial"):
+        for number, path in further_shards(self._path, ".partial"):
+            if number >= kept:
+                path.unlink()
+
+    def _withdraw(self, number: int) -> None:
+        """Takes the name from a further shard again."""
+        path = shard_path(self._path, number)
+        if self._resumable:
+            path.replace(path.with_name(f"{path.name}.partial"))
+        else:
             path.unlink()
 
     def _remove_leftovers(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +34,7 @@ from loop_singular_bit.container.layout import (
     plan_layout,
 )
 from loop_singular_bit.container.preamble import (
+    PREAMBLE_BYTES,
     Preamble,
     ShardPreamble,
     artefact_id,
@@ -46,13 +47,21 @@ from loop_singular_bit.errors import FormatError
 Payload = bytes | bytearray | memoryview | npt.NDArray[Any]
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """What a writer has made durable since the mark before: records and checksums of their
+    blocks."""
+
+    records: tuple[RecordPlan, ...]
+    checksums: tuple[int, ...]
+
+
 class ContainerWriter:
     """A container on its way to `path` and its further shards, as a context manager.
 
     Bytes go to `<path>.partial` and the like, which take their final names when the block ends
-    well and are removed when it does not. Raises UsageError when a file exists (unless
-    `overwrite`) or another process is writing it, ResourceError when the disk fails or is full,
-    FormatError for what docs/format.md does not allow.
+    well and are removed when it does not, unless `marks` are given. Raises UsageError when a file
+    exists (unless `overwrite`) or another process is writing it, ResourceError when the disk fails
+    or is full, FormatError for what docs/format.md does not allow.
     """
 
     def __init__(
@@ -64,10 +73,13 @@ class ContainerWriter:
         block_bytes: int = BLOCK_BYTES,
         shard_bytes: int = SHARD_BYTES,
         expected_bytes: int = 0,
+        marks: Sequence[Mark] | None = None,
     ) -> None:
         """`expected_bytes` (a Layout's file_bytes) refuses a disk with less room at once.
 
         A run that would make a shard longer than `shard_bytes` begins the next one.
+        marks: all that a stopped writer of the same container gave, none for the first; this one
+        goes on behind the last of them, and leaves its files when it is stopped in turn.
         """
         check_block_bytes(block_bytes)
         check_shard_bytes(shard_bytes)
@@ -81,7 +93,11 @@ class ContainerWriter:
         self._begins_run = False
         self._meta: dict[str, Any] = {}
         self.set_meta(meta or {})
-        self._files = PartialShards(path, overwrite, expected_bytes)
+        for mark in marks or ():
+            self._repeat(mark)
+        self._marked = len(self._plans), len(self._checksums)
+        kept = None if marks is None else self._kept_bytes()
+        self._files = PartialShards(path, overwrite, expected_bytes, kept)
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +146,14 @@ class ContainerWriter:
         self._begins_run = False
         return record
 
+    def mark(self) -> Mark:
+        """Makes all that was written durable, and returns what is new since the last mark. Only
+        between two runs: behind it, a record begins a run."""
+        self._files.sync()
+        records, blocks = self._marked
+        self._marked = len(self._plans), len(self._checksums)
+        return Mark(tuple(self._plans[records:]), tuple(self._checksums[blocks:]))
+
     def add_optional(self, name: str, data: Payload) -> None:
         """Writes an extent that a reader may skip. No record can follow."""
         check_name("optional extent name", name)
@@ -145,6 +169,23 @@ class ContainerWriter:
         return plan_layout(
             self._plans, self._meta, self._optional, self._block_bytes, self._shard_bytes
         )
+
+    def _repeat(self, mark: Mark) -> None:
+        """Takes over what is in the files already."""
+        for plan in mark.records:
+            self._placer.record(checked_record(plan), plan.begins_run)
+            self._plans.append(plan)
+            self._names.add(plan.name)
+        self._checksums.extend(mark.checksums)
+        if len(self._checksums) != self._placer.blocks:
+            raise FormatError(
+                f"mark: {len(self._checksums)} checksums, its records have {self._placer.blocks} "
+                "blocks; start over with --restart"
+            )
+
+    def _kept_bytes(self) -> list[int]:
+        """Of each file; one without records has no preamble yet."""
+        return [0 if end == PREAMBLE_BYTES else end for end in self._placer.ends]
 
     def _place(self, record: Record) -> None:
         shards = len(self._placer.ends)
