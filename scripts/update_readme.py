@@ -71,6 +71,30 @@ def quality_table() -> str:
     return "\n".join([*lines, "", before])
 
 
+def size_table() -> str:
+    study = load("quality_qwen")
+    texts = study["points"][0]["texts"]
+    lines = [
+        f"Quality against size: {study['model']}, all bytes counted, "
+        f"{next(iter(texts.values()))['tokens']} tokens each of {' and '.join(texts)} "
+        "([quality_qwen.json](benches/results/quality_qwen.json)):",
+        "",
+        "| bits/weight | size | of 16 bits | " + " | ".join(texts) + " | top-1 |",
+        "|---" * (4 + len(texts)) + "|",
+    ]
+    for point in study["points"]:
+        figures = " | ".join(
+            f"{found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
+            for found in point["texts"].values()
+        )
+        lines.append(
+            f"| {point['bits_per_weight']:.2f} | {point['size_bytes'] / 1e6:.0f} MB | "
+            f"1/{point['compression_ratio']:.2f} | {figures} | "
+            f"{100 * point['quality']['top1_agreement']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def calibration_table() -> str:
     study = load("calibration_study")
     first = study["rows"][0]
@@ -162,7 +186,14 @@ def main() -> int:
     text = path.read_text("utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    tables = (demo_table(), quality_table(), calibration_table(), memory_table(), speed_table())
+    tables = (
+        demo_table(),
+        quality_table(),
+        size_table(),
+        calibration_table(),
+        memory_table(),
+        speed_table(),
+    )
     results = "\n\n".join([*tables, facts()])
     wanted = f"{before}{BEGIN}\n{results}\n{END}{after}"
     if "--check" in sys.argv[1:]:
