@@ -7,7 +7,7 @@ from loop_singular_bit.codec.codecs import STORED_BYTES
 from loop_singular_bit.codec.planes import CHUNK_ROWS
 from loop_singular_bit.compress.allocate import Plan, record_plans
 from loop_singular_bit.compress.calibrate import ROWS_MAX
-from loop_singular_bit.compress.guidance import AT_ONCE, HEAD_ROWS, LOGIT_ROWS
+from loop_singular_bit.compress.guidance import HEAD_ROWS, LOGIT_ROWS
 from loop_singular_bit.compress.guidance import ROWS_MAX as GRADIENT_ROWS
 from loop_singular_bit.compress.original import resident_layers
 from loop_singular_bit.compress.pipeline import SEQUENCE_TOKENS
@@ -79,5 +79,5 @@ def _gradient_bytes(spec: ModelSpec, tokens: int) -> int:
     row = 12 * spec.hidden + 8 * spec.query_width + 8 * spec.intermediate
     shares = 4 * spec.heads * SEQUENCE_TOKENS
     head = HEAD_ROWS * spec.hidden + LOGIT_ROWS * spec.vocab
-    steps = layer + AT_ONCE * GRADIENT_ROWS * (row + shares)
-    return 4 * (max(steps, AT_ONCE * head) + tokens * spec.hidden)
+    head += LOGIT_ROWS * spec.vocab  # a product of all logits before it is the next array
+    return 4 * (max(layer + GRADIENT_ROWS * (row + shares), head) + tokens * spec.hidden)

@@ -11,7 +11,6 @@ A forward sweep leaves the input of every layer on disk; a backward sweep reads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +30,8 @@ Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]  # [sequences, length]
 T = TypeVar("T")
 
-AT_ONCE = 2  # steps: what lies between the products of one fills the pauses of the other
-ROWS_MAX = 512  # rows of one step
-LOGIT_ROWS = 256  # rows whose logits one step has in memory
+ROWS_MAX = 1024  # rows of one step
+LOGIT_ROWS = 256  # rows whose logits are in memory at once
 PROBE_ROWS = 32  # rows of a probe made together
 HEAD_ROWS = 16384  # rows of the head that are float32 at once
 
@@ -106,10 +104,10 @@ class _Sweeps:
         return Block(self.network.spec, layer, rotary, self.tokens.shape[1])
 
     def _each(self, work: Callable[[slice], T], step: int) -> Iterator[T]:
-        """What `work` makes of every `step` rows, in order; some are under way together."""
-        starts = range(0, self.tokens.size, step)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            yield from pool.map(lambda start: work(slice(start, start + step)), starts)
+        """What `work` makes of every `step` rows, in order. One after the other: the BLAS has
+        threads of its own, and two steps at once wait for each other in it."""
+        for start in range(0, self.tokens.size, step):
+            yield work(slice(start, start + step))
 
     @property
     def _step(self) -> int:
