@@ -31,6 +31,28 @@ def test_scratch_is_empty_every_time(tmp_path: Path) -> None:
         assert not (tmp_path / "scratch").exists()
 
 
+def test_stopped_while_it_is_opened_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loop_singular_bit.compress.stages.differences", stopped)
+    with pytest.raises(KeyboardInterrupt), open_stages(tmp_path / "s", SETTINGS, ""):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "s" / "scratch").mkdir(parents=True)
+    with (
+        pytest.raises(InputRefusedError, match=r"something else"),
+        open_stages(tmp_path / "s", SETTINGS, ""),
+    ):
+        pass
+    assert (tmp_path / "s" / "scratch").is_dir()
+
+
 def test_a_stage_that_failed_half_way_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,9 @@ class _LazyGroup(click.Group):
             # said. Caught here because click would end with code 1.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except KeyboardInterrupt as error:
+            # Caught here because click would print an empty line first.
+            raise InterruptedRunError("stopped") from error
         return result
 
 
@@ -75,8 +78,6 @@ def main() -> None:
         _fail(UsageError(error.format_message()))
     except LoopError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _fail(InterruptedRunError("stopped"))
     except (OSError, MemoryError) as error:
         _fail(ResourceError(f"{type(error).__name__}: {error}"))
 

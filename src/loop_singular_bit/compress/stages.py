@@ -65,7 +65,7 @@ class Stages:
 def open_stages(
     folder: Path, settings: Settings, way_out: str, *, restart: bool = False
 ) -> Iterator[Stages]:
-    """The stages in `folder`, made where there are none.
+    """The stages in `folder`, made where there are none; a folder with nothing in it is removed.
 
     way_out: what a person can do about stages of other settings; restart: they are removed.
     Raises InputRefusedError for other settings or a directory that holds something else, and
@@ -73,11 +73,15 @@ def open_stages(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if restart:
-            _empty(folder)
-        _settle(folder, settings, way_out)
-        shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
-        yield Stages(folder, way_out)
+        try:
+            if restart:
+                _empty(folder)
+            _settle(folder, settings, way_out)
+            shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+            yield Stages(folder, way_out)
+        finally:
+            if folder.exists() and _is_bare(folder):
+                shutil.rmtree(folder)
 
 
 @contextmanager
@@ -106,11 +110,19 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+def _is_bare(folder: Path) -> bool:
+    """There is nothing in it but what opening it makes."""
+    made = {LOCK_FILE, SETTINGS_FILE + _NEW}
+    if (folder / SETTINGS_FILE).exists():
+        made |= {SETTINGS_FILE, _SCRATCH}
+    return all(found.name in made for found in folder.iterdir())
+
+
 def _settle(folder: Path, settings: Settings, way_out: str) -> None:
     """Writes the settings of a new directory, or compares them with those that are there."""
     path = folder / SETTINGS_FILE
     if not path.exists():
-        if any(found.name not in (LOCK_FILE, SETTINGS_FILE + _NEW) for found in folder.iterdir()):
+        if not _is_bare(folder):
             raise InputRefusedError(
                 f"{folder} has no {SETTINGS_FILE}: something else or an older version left it; "
                 f"{way_out}"
