@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from loop_singular_bit.cli.options import (
     budget_options,
+    codec_from,
     codec_options,
     evaluation_options,
     json_flag,
@@ -123,23 +124,18 @@ def _encode(
     model: str | None, output: Path | None, flags: Mapping[str, Any], progress: Progress
 ) -> Mapping[str, Any]:
     """A model into an artefact."""
-    from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.compress.compressor import EvaluationOptions, LoopCompressor
     from loop_singular_bit.compress.pipeline import CalibrationOptions
 
     if model is None:
         raise UsageError("name a MODEL to compress, or --from DIR to cut an artefact that is there")
     _refuse_given(("against",), "only with --from; MODEL is what its artefact is measured against")
-    codec = CodecOptions(
-        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
-        flags["embedding"],
-    )  # fmt: skip
     compressor = LoopCompressor(
         outlier_ratio=flags["outlier_ratio"],
         target_ram_mb=flags["ram_mb"],
         target_storage_gb=flags["storage_gb"],
         quality_threshold=flags["max_loss"],
-        codec=codec,
+        codec=codec_from(flags),
         calibration=CalibrationOptions(
             flags["calibration_tokens"],
             read_text(flags["calibration"]),

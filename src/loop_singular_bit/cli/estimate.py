@@ -9,6 +9,7 @@ import click
 
 from loop_singular_bit.cli.options import (
     budget_options,
+    codec_from,
     codec_options,
     json_flag,
     kv_option,
@@ -20,7 +21,6 @@ from loop_singular_bit.cli.show import print_json, print_table, progress_on_stde
 from loop_singular_bit.errors import UsageError
 
 if TYPE_CHECKING:
-    from loop_singular_bit.compress.allocate import CodecOptions
     from loop_singular_bit.container import RecordPlan
     from loop_singular_bit.models.spec import ModelSpec
 
@@ -91,7 +91,7 @@ def _curve(model: str, flags: dict[str, Any]) -> list[dict[str, float]]:
     text = read_text(flags["text"]) or default_text()
     with progress_on_stderr(flags["quiet"]) as progress:
         points = loss_curve(
-            open_source(model), _codec(flags), text, flags["max_loss"], progress=progress
+            open_source(model), codec_from(flags), text, flags["max_loss"], progress=progress
         )
     return [asdict(point) for point in points]
 
@@ -182,7 +182,7 @@ def _of_source(model: str, flags: dict[str, Any]) -> dict[str, Any]:
     from loop_singular_bit.models.spec import parameter_count
 
     budgets = Budgets(flags["storage_gb"], flags["ram_mb"], flags["max_loss"])
-    options = _codec(flags)
+    options = codec_from(flags)
     calibration = CalibrationOptions(flags["calibration_tokens"])
     source = open_source(model)
     plan = make_plan(source, options, budgets)
@@ -196,15 +196,6 @@ def _of_source(model: str, flags: dict[str, Any]) -> dict[str, Any]:
         "compress_ram_bytes": compress.total_bytes,
         "compress_ram": compress.entries,
     }
-
-
-def _codec(flags: dict[str, Any]) -> CodecOptions:
-    from loop_singular_bit.compress.allocate import CodecOptions
-
-    return CodecOptions(
-        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
-        flags["embedding"],
-    )  # fmt: skip
 
 
 def _largest_file(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import click
 
 from loop_singular_bit.cli.options import directory_argument, json_flag
 from loop_singular_bit.cli.show import print_json, print_table, size_text
-from loop_singular_bit.errors import FormatError
+
+LONG = ("sensitivity", "tensors")  # of a report: a line for each matrix
 
 
 @click.command("info")
@@ -50,7 +50,11 @@ def _text(value: Any) -> str:
 
 
 def _facts(directory: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
-    from loop_singular_bit.compress.compressor import REPORT_FILE, artefact_size_bytes
+    from loop_singular_bit.compress.compressor import (
+        REPORT_FILE,
+        artefact_size_bytes,
+        read_report,
+    )
     from loop_singular_bit.container.reader import ContainerReader
     from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
     from loop_singular_bit.measure.size import size_facts
@@ -61,25 +65,14 @@ def _facts(directory: Path) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
         rows = [_row(record) for record in reader.records]
         synthetic = reader.meta.get("synthetic")
     facts: dict[str, Any] = {} if synthetic is None else {"synthetic": f"random, {synthetic}"}
+    report = read_report(directory / REPORT_FILE)
     facts |= {
         "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "vocab": spec.vocab,
         "context_max": spec.context_max,
         **size_facts(artefact_size_bytes(directory), parameter_count(spec)),
-        "report": _read_report(directory / REPORT_FILE),
+        "report": report and {k: v for k, v in report.items() if k not in LONG},
     }  # fmt: skip
     return facts, rows
-
-
-def _read_report(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        report = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
-    if not isinstance(report, dict):
-        raise FormatError(f"{path}: found {type(report).__name__}, expected an object")
-    return {k: v for k, v in report.items() if k not in ("sensitivity", "tensors")}
 
 
 def _row(record: Any) -> tuple[str, ...]:

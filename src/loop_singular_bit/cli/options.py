@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from loop_singular_bit.errors import InputRefusedError
+
+if TYPE_CHECKING:
+    from loop_singular_bit.compress.allocate import CodecOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +66,16 @@ def codec_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def codec_from(flags: Mapping[str, Any]) -> CodecOptions:
+    """What the flags of `codec_options` say."""
+    from loop_singular_bit.compress.allocate import CodecOptions
+
+    return CodecOptions(
+        flags["codec"], flags["planes"], flags["window"], flags["block"], flags["outlier_ratio"],
+        flags["embedding"],
+    )  # fmt: skip
 
 
 def evaluation_options(command: F) -> F:

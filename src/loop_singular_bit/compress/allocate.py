@@ -140,11 +140,11 @@ def plan(
         return Plan(codecs, expected, longest)
 
     fixed = options.codec != "planes" or options.planes is not None
-    default = sized(uniform(spec, options, options.planes or PLANES_DEFAULT))
-    if fixed or (storage_bytes is None and goal is None):
+    if fixed or (storage_bytes is None and not (goal and goal.nats)):
+        default = sized(uniform(spec, options, options.planes or PLANES_DEFAULT))
         _require(default, storage_bytes, spec)
-        return default
-    if storage_bytes is None and goal and not goal.nats:
+        if fixed or goal is None:
+            return default
         storage_bytes = default.size_bytes_max
     rungs = [uniform(spec, options, planes) for planes in range(1, PLANES_MOST + 1)]
     return choose(spec, sized, rungs, storage_bytes, goal)

@@ -227,6 +227,19 @@ class Measured:
         return artefact_size_bytes(self.written.directory)
 
 
+def read_report(path: Path) -> dict[str, Any] | None:
+    """A report.json, None where there is none. Raises FormatError for what is no report."""
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON ({error})") from error
+    if not isinstance(report, dict):
+        raise FormatError(f"{path}: found {type(report).__name__}, expected an object")
+    return report
+
+
 def write_report(
     measured: Measured, values: Mapping[str, Any], tensors: Mapping[str, Any]
 ) -> CompressionResult:

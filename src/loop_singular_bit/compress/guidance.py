@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,6 @@ from loop_singular_bit.models.spec import LINEAR_ROLES, Role
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]  # [sequences, length]
-T = TypeVar("T")
 
 ROWS_MAX = 1024  # rows of one step
 LOGIT_ROWS = 256  # rows whose logits are in memory at once
@@ -103,53 +101,37 @@ class _Sweeps:
         layer = self.network.layer(index)
         return Block(self.network.spec, layer, rotary, self.tokens.shape[1])
 
-    def _each(self, work: Callable[[slice], T], step: int) -> Iterator[T]:
-        """What `work` makes of every `step` rows, in order. One after the other: the BLAS has
-        threads of its own, and two steps at once wait for each other in it."""
-        for start in range(0, self.tokens.size, step):
-            yield work(slice(start, start + step))
-
-    @property
-    def _step(self) -> int:
-        """Rows of whole sequences."""
+    def _parts(self) -> Iterator[slice]:
+        """Rows of whole sequences, ROWS_MAX at most. One part after the other: the BLAS has threads
+        of its own, and two parts at once wait for each other in it."""
         length = int(self.tokens.shape[1])
-        return max(1, ROWS_MAX // length) * length
+        return _slices(self.tokens.size, max(1, ROWS_MAX // length) * length)
 
     def _forward(self, block: Block, states: Floats) -> None:
-        def after(rows: slice) -> None:
+        for rows in self._parts():
             states[rows], _tape = block.forward(states[rows])
-
-        for _done in self._each(after, self._step):
-            pass
 
     def _backward(self, block: Block, states: Floats, grad: Floats) -> Mapping[Role, Importance]:
         """Turns `grad` into the gradient before the layer."""
         weights = {role: np.empty(len(grad), np.float32) for role in LINEAR_ROLES}
-
-        def before(rows: slice) -> dict[Role, Floats]:
+        moments: dict[Role, Floats] = {}
+        for rows in self._parts():
             _after, tape = block.forward(states[rows])
-            x, outputs = block.backward(grad[rows], tape)
-            moments = {}
+            before, outputs = block.backward(grad[rows], tape)
             for role, of_output in outputs.items():
                 weights[role][rows] = _mean_square(of_output)
-                moments[role] = _moment(weights[role][rows], tape.inputs[SITE_OF_ROLE[role]])
-            grad[rows] = x  # last: `outputs` looks at the rows it replaces
-            return moments
-
-        parts = list(self._each(before, self._step))
+                found = _moment(weights[role][rows], tape.inputs[SITE_OF_ROLE[role]])
+                moments[role] = moments[role] + found if role in moments else found
+            grad[rows] = before  # last: `outputs` looks at the rows it replaces
         count = np.float32(len(grad))
-        return {
-            role: Importance(weights[role], np.sum([part[role] for part in parts], axis=0) / count)
-            for role in LINEAR_ROLES
-        }
+        return {role: Importance(weights[role], moments[role] / count) for role in LINEAR_ROLES}
 
     def _top(self, states: Floats) -> tuple[Floats, Importance]:
         """Gradient with respect to the final hidden states; turns `states` into the head's
         inputs."""
         norm, eps = self.network.final_norm, self.network.spec.norm_eps
         grad, weights = np.empty_like(states), np.empty(len(states), np.float32)
-
-        def top(rows: slice) -> None:
+        for rows in _slices(len(states), LOGIT_ROWS):
             normed = rms_norm(states[rows], norm, eps)
             share = _softmax(self._logits(normed))
             weights[rows] = (1 - np.einsum("tv,tv->t", share, share)) / share.shape[1]
@@ -157,9 +139,6 @@ class _Sweeps:
             probe = self._head_backward(_fisher_probe(share, generator))
             grad[rows] = rms_norm_backward(probe, states[rows], norm, eps)
             states[rows] = normed
-
-        for _done in self._each(top, LOGIT_ROWS):
-            pass
         return grad, Importance.of(weights, states)
 
     def _logits(self, normed: Floats) -> Floats:
@@ -188,6 +167,11 @@ class _Sweeps:
         flat = np.fromfile(path, np.uint16)
         path.unlink()
         return from_bf16(flat.reshape(self.tokens.size, -1))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def _mean_square(x: Floats) -> Floats:

@@ -7,7 +7,6 @@ planes that go, so an artefact that is encoded at the smaller size loses less.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -39,6 +38,7 @@ from loop_singular_bit.compress.compressor import (
     evaluation_tokens,
     measured_facts,
     probed,
+    read_report,
     refuse_inside,
     target_facts,
     write_report,
@@ -123,7 +123,8 @@ def _report(
 ) -> CompressionResult:
     """relative_change of a matrix: the share of its energy, in the rotated basis, that its planes
     took with them."""
-    before, written = _read_report(artefact.directory / REPORT_FILE), measured.written
+    before = read_report(artefact.directory / REPORT_FILE) or {}
+    written = measured.written
     model = options.against or before.get("model")
     values = measured_facts(artefact.network.spec, model, measured, output)
     values |= {
@@ -288,25 +289,12 @@ def _check_tiles(record: Record, frame: PlanesWeight) -> None:
             )
 
 
-def _read_report(path: Path) -> dict[str, Any]:
-    """report.json, empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
-    if not isinstance(report, dict):
-        raise FormatError(f"{path}: found {type(report).__name__}, expected an object")
-    return report
-
-
 def known_sensitivity(path: Path, matrices: Iterable[str]) -> dict[str, float] | None:
     """What the report at `path` predicts for each matrix, None where it does not.
 
     Raises FormatError for one that has no number for a matrix.
     """
-    found = _read_report(path).get("sensitivity")
+    found = (read_report(path) or {}).get("sensitivity")
     if found is None:
         return None
     if not isinstance(found, dict):
