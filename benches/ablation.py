@@ -107,7 +107,7 @@ VARIANTS = (
     Variant("no rotation", rotated=False),
     Variant("no channel scales", instead={f"{ENCODE}.channel_scale": no_channel_scale}),
     Variant("amplitudes without H", instead={f"{PLANES}._refit": plain_refit}),
-    *(Variant(f"L={window}", CodecOptions(window=window)) for window in (4, 5, 6, 8)),
+    *(Variant(f"L={window}", CodecOptions(window=window)) for window in (4, 5, 6, 8, 9, 10)),
     *(Variant(f"{100 * r:g} % outliers", CodecOptions(outlier_ratio=r))
       for r in (0.001, 0.005, 0.02)),
     Variant("no rotation, 2 % outliers", CodecOptions(outlier_ratio=0.02), rotated=False),

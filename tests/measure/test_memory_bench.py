@@ -15,7 +15,6 @@ from loop_singular_bit.engine.memory_plan import Setting, as_plans, streamed_pla
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
 from loop_singular_bit.measure import disk, memory_bench, speed
 from loop_singular_bit.measure.capped_run import Ended, MemoryUse
-from loop_singular_bit.measure.disk import disk_rate
 from loop_singular_bit.measure.memory_bench import (
     MemoryFigures,
     MemoryOptions,
@@ -60,9 +59,8 @@ def test_the_ledger_holds_the_peak(figures: MemoryFigures) -> None:
 def test_rates_belong_together(figures: MemoryFigures) -> None:
     found = figures.tokens
     assert found is not None
-    assert found.floor_seconds == max(
-        found.token_read_bytes / found.reader_bytes_per_second, found.kernel_seconds
-    )
+    assert found.reader_seconds is None
+    assert found.floor_seconds == found.kernel_seconds
     assert found.ratio_to_floor == pytest.approx(found.floor_seconds * found.generated_per_second)
     assert found.first_token_seconds > found.open_seconds
     assert found.threads == 1
@@ -85,17 +83,20 @@ def test_streaming_is_told_by_what_was_read_from_disk(shape: Path) -> None:
     streams = plan.ledger.total_bytes
     request = ChildRequest(str(shape), streams, 64, 4, 4, 1, "8", time.monotonic())
     streamed = run_child(request)
-    assert run_child(replace(request, ram_bytes=None)).generation_read_bytes == 0
+    resident = run_child(replace(request, ram_bytes=None, generate=7))
+    assert (resident.generation_read_bytes, resident.reader_seconds) == (0, [])
     if not direct:
         pytest.skip("this file system counts no reads from disk")
     assert streamed.generation_read_bytes > 3 * layer_bytes
     assert len(streamed.token_seconds) == 4
 
 
-def test_the_reader_alone_reads_every_run_or_as_much_as_asked(shape: Path) -> None:
-    path = shape / WEIGHTS_FILE
-    assert disk_rate(path, 2) > 0
-    assert disk_rate(path, 1) > 0
+def test_the_floor_is_compared_with_the_tokens_before_it() -> None:
+    seconds = [1.0] * 5 + [2.0, 2.0, 4.0, 2.0, 2.0] + [5.0]
+    assert memory_bench._ratio_to_floor(seconds, [0.9, 1.6, 4.0], 0.1) == pytest.approx(0.8)
+    assert memory_bench._ratio_to_floor(seconds, [0.9, 1.6, 4.0], 1.0) == pytest.approx(0.8)
+    assert memory_bench._ratio_to_floor(seconds, [0.1, 0.1, 4.0], 1.9) == pytest.approx(0.95)
+    assert memory_bench._ratio_to_floor(seconds, [], 0.5) == pytest.approx(0.25)
 
 
 def test_a_budget_that_the_engine_refuses_is_refused(shape: Path) -> None:

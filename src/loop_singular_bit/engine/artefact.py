@@ -131,6 +131,9 @@ class ArtefactNetwork:
     def begin_head(self) -> None:
         """A pass over the head starts."""
 
+    def read_through(self) -> None:
+        """Reads from disk what a sweep reads, and multiplies nothing."""
+
     def _read_layer(self, index: int) -> LayerWeights:
         parts: dict[str, Linear | Floats] = {}
         for tensor in layer_tensors(self.spec, index):
@@ -210,6 +213,9 @@ class StreamedNetwork(ArtefactNetwork):
 
     def begin_head(self) -> None:
         self._stream.begin_head()
+
+    def read_through(self) -> None:
+        self._stream.read_through()
 
     def _spans(self, index: int) -> list[Span]:
         tensors = layer_tensors(self.spec, index)

@@ -157,6 +157,7 @@ class Model:
     ) -> None:
         self.name, self.text, self.engine, self.plan = name, text, engine, plan
         self.reader_backend = network.reader.backend.value
+        self.read_through = network.read_through
         self.streamed = network.streamed
         self._free = list(range(engine.cache.slots))
 

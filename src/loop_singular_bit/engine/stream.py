@@ -88,6 +88,12 @@ class Stream:
         """A pass over the head starts."""
         self._begin([*self._head, *self._layers])
 
+    def read_through(self) -> None:
+        """Reads what a sweep over layers and head reads, and multiplies nothing."""
+        self.begin_layers(head_follows=True)
+        for number in (*self._layers, *self._head):
+            self._ring.take(number)
+
     def view(self, record: str, extent: str) -> U8:
         """Bytes of an extent, valid until one of another span is asked for; in file order."""
         number, at = self._places[record, extent]

@@ -14,12 +14,10 @@ from loop_singular_bit.container.reader import ContainerReader
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
 from loop_singular_bit.engine.memory_plan import Setting, as_plans
-from loop_singular_bit.engine.ring import READERS
 from loop_singular_bit.engine.runtime import plan_run, usable_cores
 from loop_singular_bit.errors import BudgetError, ResourceError, UsageError
 from loop_singular_bit.measure.capped_run import Cap, Ended, MemoryUse, run_capped
-from loop_singular_bit.measure.disk import disk_rate
-from loop_singular_bit.measure.memory_child import ChildFigures, ChildRequest
+from loop_singular_bit.measure.memory_child import FLOOR_EVERY, ChildFigures, ChildRequest
 from loop_singular_bit.measure.page_cache import evict
 from loop_singular_bit.measure.predict import Prediction, kernel_seconds, predict
 
@@ -55,12 +53,13 @@ class TokenFigures:
     generated_per_second, generated_deviation  one over the median token's seconds; over all tokens
     token_read_bytes     that one generated token had read from disk
     disk_bytes_per_second  while generating
-    reader_bytes_per_second  the reader alone from a cold cache, the best of several passes, beside
-                         a core kept awake, as the multiplications of a run keep one
+    reader_seconds       of a token's bytes, the reader alone taking turns with the tokens, beside
+                         a core kept awake, as the multiplications of a run keep one: the median;
+                         None where nothing is read
     kernel_seconds       of one token's weights at the speed of the kernel in cache
-    floor_seconds        of a token: its bytes at the reader's speed or its weights at the
-                         kernel's, whichever takes longer
-    ratio_to_floor       1 is as fast as the machine allows
+    floor_seconds        of a token: that of the reader or that of the kernel, whichever is longer
+    ratio_to_floor       the median of what it is at every turn, over the tokens before that turn; 1
+                         is as fast as the machine allows
     token_ids, drafted_ids  generated, and the first of them again with drafts; with spaces between
     """
 
@@ -73,7 +72,7 @@ class TokenFigures:
     generated_deviation: float
     token_read_bytes: float
     disk_bytes_per_second: float
-    reader_bytes_per_second: float
+    reader_seconds: float | None
     kernel_seconds: float
     floor_seconds: float
     ratio_to_floor: float
@@ -137,7 +136,10 @@ def measure_memory(directory: Path, options: MemoryOptions) -> MemoryFigures:
     tokens = None
     if outcome == "finished":
         child = ChildFigures(**json.loads(ended.stdout))
-        tokens = _token_figures(child, weights, options)
+        with ContainerReader.open(weights) as reader:
+            _native.set_threads(child.threads)
+            kernel = kernel_seconds(as_plans(reader.records))
+        tokens = _token_figures(child, kernel, options)
     return MemoryFigures(
         model=directory.resolve().name, limit_bytes=options.ram_bytes, context=options.context,
         prompt_tokens=options.prompt, generated_tokens=options.generate,
@@ -170,25 +172,32 @@ def _outcome(ended: Ended, directory: Path) -> str:
     )
 
 
-def _token_figures(child: ChildFigures, weights: Path, options: MemoryOptions) -> TokenFigures:
-    _native.set_threads(child.threads)
-    with ContainerReader.open(weights) as reader:
-        kernel = kernel_seconds(as_plans(reader.records))
-    reader_rate = disk_rate(weights, READERS)
-    seconds = child.token_seconds
+def _token_figures(child: ChildFigures, kernel: float, options: MemoryOptions) -> TokenFigures:
+    seconds, turns = child.token_seconds, child.reader_seconds
     typical = statistics.median(seconds)
-    read = child.generation_read_bytes / len(seconds)
-    floor = max(read / reader_rate, kernel)
+    alone = statistics.median(turns) if turns else None
     return TokenFigures(
         reader=child.reader, threads=child.threads, open_seconds=child.open_seconds,
         first_token_seconds=child.first_token_seconds,
         prompt_per_second=options.prompt / child.prompt_seconds,
         generated_per_second=1 / typical,
         generated_deviation=statistics.stdev(1 / each for each in seconds),
-        token_read_bytes=read, disk_bytes_per_second=child.generation_read_bytes / sum(seconds),
-        reader_bytes_per_second=reader_rate, kernel_seconds=kernel, floor_seconds=floor,
-        ratio_to_floor=floor / typical, resident_bytes=child.resident_bytes,
+        token_read_bytes=child.generation_read_bytes / len(seconds),
+        disk_bytes_per_second=child.generation_read_bytes / sum(seconds),
+        reader_seconds=alone, kernel_seconds=kernel, floor_seconds=max(alone or 0.0, kernel),
+        ratio_to_floor=_ratio_to_floor(seconds, turns, kernel),
+        resident_bytes=child.resident_bytes,
         growth_bytes=child.growth_bytes, ledger=child.ledger,
         token_ids=" ".join(map(str, child.token_ids)),
         drafted_ids=" ".join(map(str, child.drafted_ids)),
     )  # fmt: skip
+
+
+def _ratio_to_floor(seconds: list[float], turns: list[float], kernel: float) -> float:
+    if not turns:
+        return kernel / statistics.median(seconds)
+    before = (seconds[at : at + FLOOR_EVERY] for at in range(0, len(seconds), FLOOR_EVERY))
+    return statistics.median(
+        max(turn, kernel) / statistics.median(tokens)
+        for turn, tokens in zip(turns, before, strict=True)
+    )

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit.engine.draft import DRAFT_MAX, DraftedSession
-from loop_singular_bit.engine.runtime import open_model
+from loop_singular_bit.engine.runtime import Model, open_model
 from loop_singular_bit.engine.session import Session
 from loop_singular_bit.errors import LoopError
+from loop_singular_bit.measure.disk import core_awake
 from loop_singular_bit.measure.probe import made_up_prompt
 from loop_singular_bit.memory import current_rss_bytes, peak_rss_bytes
 
 Floats = npt.NDArray[np.float32]
 
 _IO = Path("/proc/self/io")
+FLOOR_EVERY = 5  # tokens between two turns of the reader alone
 DRAFTED_TOKENS = 16  # generated again with drafts, which must give the same tokens
 
 
@@ -45,7 +47,9 @@ class ChildFigures:
 
     first_token_seconds  from the request to the logits after the prompt, interpreter included
     token_seconds        of every generated token
-    generation_read_bytes  from disk while they were generated
+    reader_seconds       of reading what a token reads, the reader alone beside a core kept awake:
+                         a turn after every FLOOR_EVERY tokens, since a disk changes its speed
+    generation_read_bytes  from disk for all tokens, without those turns
     resident_bytes       largest resident set, pages that other processes loaded first included
     growth_bytes         resident set: most while generating, over that after the first token
     ledger               predicted bytes by holder
@@ -59,6 +63,7 @@ class ChildFigures:
     prompt_seconds: float
     first_token_seconds: float
     token_seconds: list[float]
+    reader_seconds: list[float]
     generation_read_bytes: int
     resident_bytes: int
     growth_bytes: int
@@ -80,33 +85,51 @@ def run_child(request: ChildRequest) -> ChildFigures:
         prompt = made_up_prompt(request.prompt, model.text.vocab)
         logits = session.advance(prompt)
         first = time.monotonic()
-        ids, tokens, read_bytes, growth = _generate(session, logits, request.generate)
+        made = _generate(model, session, logits, request.generate)
         resident = peak_rss_bytes()
         return ChildFigures(
             reader=model.reader_backend, threads=_native.threads(), open_seconds=opened - begun,
             prompt_seconds=first - opened, first_token_seconds=first - request.started,
-            token_seconds=tokens, generation_read_bytes=read_bytes,
-            resident_bytes=resident, growth_bytes=growth,
-            ledger=dict(model.ledger.entries), token_ids=ids,
+            token_seconds=made.seconds, reader_seconds=made.reader_seconds,
+            generation_read_bytes=made.read_bytes,
+            resident_bytes=resident, growth_bytes=max(made.resident) - made.resident[0],
+            ledger=dict(model.ledger.entries), token_ids=made.ids,
             drafted_ids=_generate_drafted(session, prompt, min(request.generate, DRAFTED_TOKENS)),
         )  # fmt: skip
 
 
-def _generate(
-    session: Session, logits: Floats, count: int
-) -> tuple[list[int], list[float], int, int]:
-    """Token ids, seconds of each, bytes read from disk, and growth of the resident set."""
-    ids: list[int] = []
-    seconds: list[float] = []
-    resident: list[int] = []
-    read_before = disk_read_bytes()
-    for _ in range(count):
+@dataclass
+class _Made:
+    """Of every token its id, its seconds and the resident set after it [bytes]; of every turn of
+    the reader its seconds; read_bytes: from disk for the tokens."""
+
+    ids: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    reader_seconds: list[float] = field(default_factory=list)
+    read_bytes: int = 0
+
+
+def _generate(model: Model, session: Session, logits: Floats, count: int) -> _Made:
+    made = _Made()
+    for place in range(1, count + 1):
+        read_before, before = disk_read_bytes(), time.perf_counter()
+        made.ids.append(int(logits.argmax()))
+        logits = session.advance(made.ids[-1:])
+        made.seconds.append(time.perf_counter() - before)
+        made.read_bytes += disk_read_bytes() - read_before
+        made.resident.append(current_rss_bytes())
+        if model.streamed and (place % FLOOR_EVERY == 0 or place == count):
+            made.reader_seconds.append(_read_through(model))
+    return made
+
+
+def _read_through(model: Model) -> float:
+    """Seconds of a sweep's reading alone."""
+    with core_awake():
         before = time.perf_counter()
-        ids.append(int(logits.argmax()))
-        logits = session.advance(ids[-1:])
-        seconds.append(time.perf_counter() - before)
-        resident.append(current_rss_bytes())
-    return ids, seconds, disk_read_bytes() - read_before, max(resident) - resident[0]
+        model.read_through()
+        return time.perf_counter() - before
 
 
 def _generate_drafted(session: Session, prompt: list[int], count: int) -> list[int]:
