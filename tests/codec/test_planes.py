@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from loop_singular_bit import _native
 from loop_singular_bit.codec import reference
 from loop_singular_bit.codec.feedback import damped, feedback_panels
 from loop_singular_bit.codec.outliers import extract, select
-from loop_singular_bit.codec.planes import EncodeReport, PlaneOptions, encode
+from loop_singular_bit.codec.planes import EncodeReport, PlaneOptions, distortion, encode
 from loop_singular_bit.codec.tables import WINDOWS, table_set
 from loop_singular_bit.codec.weights import PlanesWeight
 from loop_singular_bit.errors import UsageError
+
+RESULTS = Path(__file__).parents[2] / "benches" / "results"
 
 
 def test_each_of_five_planes_lowers_the_error_more_than_threefold() -> None:
@@ -22,6 +26,18 @@ def test_each_of_five_planes_lowers_the_error_more_than_threefold() -> None:
     assert errors[0] < 1 / 3
     assert all(after < before / 3 for before, after in pairwise(errors[:5]))
     assert errors[5] < errors[4] / 2.5
+
+
+def test_predicted_distortion_is_what_was_measured() -> None:
+    measured = json.loads((RESULTS / "table_distortion.json").read_text("ascii"))
+    for window in WINDOWS:
+        found = measured["mean_squared_error_by_planes"][f"L={window}"]
+        assert [distortion(window, planes) for planes in range(1, 7)] == found
+
+
+def test_planes_that_were_not_measured_go_on_as_the_last() -> None:
+    assert distortion(7, 0) == 1
+    assert distortion(7, 8) / distortion(7, 7) == pytest.approx(0.0007 / 0.00209)
 
 
 def test_the_matrix_itself_is_as_near_as_reported() -> None:

@@ -11,7 +11,8 @@ from tiny import Tiny, tiny_weights, write_safetensors, write_tiny_gguf, write_t
 
 from loop_singular_bit.budget import Budgets
 from loop_singular_bit.codec.codecs import Int8, Outlier1, Planes, Raw16
-from loop_singular_bit.codec.planes import DISTORTION
+from loop_singular_bit.codec.planes import distortion
+from loop_singular_bit.codec.tables import WINDOW_DEFAULT
 from loop_singular_bit.compress.allocate import (
     EMBEDDING_PLANES_MORE,
     PLANES_MOST,
@@ -136,7 +137,10 @@ def planes_of(found: Plan) -> dict[str, int]:
 
 
 def predicted(found: Plan, costs: Mapping[str, float]) -> float:
-    return sum(costs[name] * DISTORTION[planes] for name, planes in planes_of(found).items())
+    return sum(
+        costs[name] * distortion(WINDOW_DEFAULT, planes)
+        for name, planes in planes_of(found).items()
+    )
 
 
 @pytest.mark.parametrize("name", ["untied", "tied"])
@@ -171,8 +175,14 @@ def test_no_exchange_of_a_plane_would_save(sources: Mapping[str, Source]) -> Non
     shapes = {t.name: t.shape for t in all_tensors(source.spec)}
     for one, two in permutations(planes, 2):
         if shapes[one] == shapes[two] and planes[one] < PLANES_MOST and planes[two] > 1:
-            gained = costs[one] * (DISTORTION[planes[one]] - DISTORTION[planes[one] + 1])
-            paid = costs[two] * (DISTORTION[planes[two] - 1] - DISTORTION[planes[two]])
+            gained = costs[one] * (
+                distortion(WINDOW_DEFAULT, planes[one])
+                - distortion(WINDOW_DEFAULT, planes[one] + 1)
+            )
+            paid = costs[two] * (
+                distortion(WINDOW_DEFAULT, planes[two] - 1)
+                - distortion(WINDOW_DEFAULT, planes[two])
+            )
             assert gained <= paid * 1.0001
 
 

@@ -26,6 +26,8 @@ from loop_singular_bit.compress.points import (
     measure_points,
 )
 from loop_singular_bit.compress.source import open_source
+from loop_singular_bit.container import ContainerReader
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.errors import (
     BudgetError,
     InputRefusedError,
@@ -114,9 +116,11 @@ def test_a_study_calibrates_once(
 
 
 def test_points_can_be_added(finished: Path, tiny_model: Path) -> None:
-    found = measured(tiny_model, finished, replace(OPTIONS, points=("int8", "uniform1")))
-    assert [point.name for point in found] == ["int8", "uniform1"]
+    found = measured(tiny_model, finished, replace(OPTIONS, points=("int8", "uniform1", "9.0@4")))
+    assert [point.name for point in found] == ["int8", "uniform1", "9.0@4"]
     assert found[1].quality.kl_mean > found[0].quality.kl_mean
+    with ContainerReader.open(finished / "9.0@4" / WEIGHTS_FILE) as reader:
+        assert {r.attributes["window"] for r in reader.records if r.kind == "planes"} == {4}
 
 
 @pytest.mark.parametrize(
@@ -152,8 +156,11 @@ def test_names_tell_who_makes_a_point() -> None:
     assert [maker_of(name) for name in ("3.35", "int8", "Q4_K_M")] == [
         "loops", "baseline", "llama.cpp",
     ]  # fmt: skip
+    assert [maker_of(name) for name in ("3.9@10", "3.9@8")] == ["loops L=10", "loops"]
     with pytest.raises(UsageError, match="16 bits"):
         maker_of("17")
+    with pytest.raises(UsageError, match="--window 99"):
+        maker_of("3.9@99")
 
 
 def test_a_peer_without_a_file_of_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_four_planes_lose_a_little_and_norms_nothing(found: dict[str, TensorErro
         else:
             assert tensor.encoding == "planes"
             assert tensor.planes == (6 if tensor.name == "embed" else 4)
-            assert 0 < tensor.relative_error < 0.03
+            assert 0 < tensor.relative_error < 0.04
             # A tied embedding is weighed as the head that it is.
             assert tensor.proxy_loss is not None
             assert 0 < tensor.proxy_loss < 0.03

@@ -32,7 +32,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--points",
-    help="Comma-separated bits per weight, int8, uniform1, outlier1, and llama.cpp's types "
+    help="Comma-separated bits per weight (with another --window: 3.9@10), int8, uniform1, "
+    "outlier1, and llama.cpp's types "
     "[default: 2.0 to 4.5, the baselines, and llama.cpp with --gguf].",
 )
 @click.option(

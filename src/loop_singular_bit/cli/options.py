@@ -59,7 +59,7 @@ def codec_options(command: F) -> F:
         click.option("--embedding", default="planes", show_default=True, help="Or int8, raw."),
         click.option("--outlier-ratio", default=0.0, show_default=True, help="Share kept exactly."),
         click.option("--block", default=4, show_default=True, help="Columns between feedbacks."),
-        click.option("--window", default=7, show_default=True, help="L: bits that select a value."),
+        click.option("--window", default=8, show_default=True, help="L: bits that select a value."),
         click.option("--planes", type=int, help="Loops of a matrix [default: by budget]."),
         click.option("--codec", default="planes", show_default=True,
                      help="planes, raw, int8, uniform1 or outlier1."),

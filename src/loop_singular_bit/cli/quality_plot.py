@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOSS_RANGE = 0.05, 200.0  # percent: what is worse is a broken model, and what is better is noise
 KL_RANGE = 5e-4, 20.0  # nats
 BITS_MOST = 9.0  # 16-bit files are in the table
-_STYLES = {"loops": "o-", "baseline": "s", "llama.cpp": "^--"}
+_STYLES = {"loops": "o-", "baseline": "s", "llama.cpp": "^--"}  # and of other windows, "loops L=10"
 
 
 def require_plotting() -> None:
@@ -51,13 +51,11 @@ def _draw(
     """One curve for each maker; a value beyond the limits lies on them and is written out."""
     low, high = limits
     at = {p.name: (p.bits_per_weight, v) for p, v in zip(points, values, strict=True)}
-    for maker, style in _STYLES.items():
+    for maker in dict.fromkeys(p.maker for p in points):
         own = sorted((p for p in points if p.maker == maker), key=lambda p: p.size_bytes)
         found = [at[point.name] for point in own]
-        if not own:
-            continue
         bits, cut = [x for x, _ in found], [min(max(y, low), high) for _, y in found]
-        axes.plot(bits, cut, style, label=maker)
+        axes.plot(bits, cut, _STYLES.get(maker, "o-"), label=maker)
         for point, (x, y), shown in zip(own, found, cut, strict=True):
             label = point.name if shown == y else f"{point.name}: {y:.2g}"
             axes.annotate(label, (x, shown), fontsize=7, xytext=(3, 4), textcoords="offset points")

@@ -12,15 +12,23 @@ from loop_singular_bit import _native
 from loop_singular_bit.codec.numbers import from_bf16, to_bf16
 from loop_singular_bit.codec.outliers import Outliers
 from loop_singular_bit.codec.rotation import InputTransform
-from loop_singular_bit.codec.tables import native_tables, table_set
+from loop_singular_bit.codec.tables import WINDOW_DEFAULT, native_tables, table_set
 from loop_singular_bit.codec.tiling import TILE_ROWS, Tiling, even_tile_rows, extent_rows_of
 from loop_singular_bit.codec.weights import PlanesWeight
 
 Floats = npt.NDArray[np.float32]
 
-# Mean squared error of a unit Gaussian after 0, 1, 2, ... planes at L = 7: to 6 planes as measured
+# Mean squared error of a unit Gaussian after 1, 2, ... planes of window L, as measured
 # (benches/results/table_distortion.json).
-DISTORTION = (1.0, 0.283, 0.0806, 0.0232, 0.00685, 0.00209, 0.0007, 0.00025, 0.0001)
+_DISTORTION = {
+    4: (0.30359, 0.09344, 0.02952, 0.00982, 0.00358, 0.00147),
+    5: (0.29449, 0.08804, 0.02698, 0.00863, 0.00298, 0.0012),
+    6: (0.2876, 0.08334, 0.0245, 0.00736, 0.00232, 0.00081),
+    7: (0.28298, 0.08062, 0.02324, 0.00685, 0.00209, 0.0007),
+    8: (0.27991, 0.07879, 0.02236, 0.00646, 0.00193, 0.00063),
+    9: (0.27433, 0.07564, 0.02107, 0.00596, 0.00175, 0.00056),
+    10: (0.27086, 0.07372, 0.02022, 0.00562, 0.00161, 0.0005),
+}
 BLOCK_MAX = 64
 PROXY_ROWS = 256  # rows of each chunk, evenly spaced, that the proxy loss is taken over
 CHUNK_ROWS = 2048  # rows encoded at a time, whole extents: bounds the memory of a large embedding
@@ -38,7 +46,7 @@ class PlaneOptions:
     """
 
     planes: int
-    window: int = 7
+    window: int = WINDOW_DEFAULT
     block: int = 4
     tile_rows: int = TILE_ROWS
 
@@ -46,6 +54,16 @@ class PlaneOptions:
         """How a matrix [rows, cols] is cut. Raises ValueError for an impossible tile_rows."""
         tile_rows = even_tile_rows(rows, cols, self.tile_rows)
         return Tiling(rows, cols, self.planes, tile_rows, extent_rows_of(tile_rows, cols))
+
+
+def distortion(window: int, planes: int) -> float:
+    """Mean squared error of a unit Gaussian after 0..8 planes; planes beyond those that were
+    measured are taken to divide it as the last of them does."""
+    errors = (1.0, *_DISTORTION[window])
+    last = len(errors) - 1
+    if planes <= last:
+        return errors[planes]
+    return float(errors[last] * (errors[last] / errors[last - 1]) ** (planes - last))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from loop_singular_bit import _native
 from loop_singular_bit.errors import UsageError
 
 WINDOW_MIN, WINDOW_MAX = 4, 10
+WINDOW_DEFAULT = 8  # the longest that decodes at the speed of the shortest (docs/decisions/0016)
 WINDOWS = range(WINDOW_MIN, WINDOW_MAX + 1)
 PLANES_MAX = 8
 

@@ -17,7 +17,7 @@ from loop_singular_bit.codec.codecs import (
 )
 from loop_singular_bit.codec.outliers import SKIP
 from loop_singular_bit.codec.planes import PlaneOptions
-from loop_singular_bit.codec.tables import WINDOW_MAX, WINDOW_MIN, WINDOWS
+from loop_singular_bit.codec.tables import WINDOW_DEFAULT, WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
 from loop_singular_bit.compress.spend import spent
@@ -55,7 +55,7 @@ class CodecOptions:
 
     codec: str = "planes"
     planes: int | None = None
-    window: int = 7
+    window: int = WINDOW_DEFAULT
     block: int = 4
     outlier_ratio: float = 0.0
     embedding: str = "planes"

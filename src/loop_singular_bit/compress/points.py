@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ READ_ROWS = 4096  # rows of the original read at a time
 class PointsOptions:
     """What is measured, and on what.
 
-    points       bits per weight of ours ("3.35"), baselines ("int8"), llama.cpp's types ("Q4_K_M")
+    points       bits per weight of ours ("3.35", with --window 10: "3.35@10"), baselines ("int8"),
+                 llama.cpp's types ("Q4_K_M")
     texts        evaluation text of each kind, by name; empty: measure/default_text.py
     tokens       of each text
     gguf         the same model as a 16-bit GGUF file, which llama.cpp's types are made of
@@ -117,16 +118,26 @@ class Point:
 
 
 def maker_of(name: str) -> str:
-    """Who makes the point of that name. Raises UsageError for bits per weight that are none."""
+    """Who makes the point of that name. Raises UsageError for bits per weight or a window that are
+    none."""
     if name in BASELINES:
         return BASELINE
     try:
-        bits = float(name)
+        _, options = _bits_and_options(name)
     except ValueError:
         return PEER
+    return OURS if options == CodecOptions() else f"{OURS} L={options.window}"
+
+
+def _bits_and_options(name: str) -> tuple[float, CodecOptions]:
+    """Of one of our points. Raises ValueError for another's."""
+    text, at, window = name.partition("@")
+    bits, options = float(text), CodecOptions()
+    if at:
+        options = replace(options, window=int(window))
     if not 0 < bits <= 16:
         raise UsageError(f"--points {name}: must be more than 0 and at most 16 bits per weight")
-    return OURS
+    return bits, options
 
 
 def measure_points(
@@ -263,8 +274,9 @@ class _Study:
     def _variant(self, name: str) -> Variant:
         if maker_of(name) == BASELINE:
             return Variant(CodecOptions(name), self.directory / name)
-        storage = float(name) * self.parameters / 8 / GIGABYTE
-        return Variant(CodecOptions(), self.directory / name, storage)
+        bits, options = _bits_and_options(name)
+        storage = bits * self.parameters / 8 / GIGABYTE
+        return Variant(options, self.directory / name, storage)
 
     def measure(self, name: str) -> Point:
         if maker_of(name) == PEER:

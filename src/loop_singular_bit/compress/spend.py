@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
 from loop_singular_bit.codec.codecs import Codec, Planes
-from loop_singular_bit.codec.planes import DISTORTION
+from loop_singular_bit.codec.planes import distortion
 from loop_singular_bit.models.spec import ModelSpec, TensorSpec, all_tensors
 
 
@@ -17,7 +17,7 @@ def predicted_nats(codecs: Mapping[str, Codec], sensitivity: Mapping[str, float]
     sensitivity: of each matrix at a relative error of 1 (compress/sensitivity.py).
     """
     return sum(
-        sensitivity[name] * DISTORTION[codec.options.planes]
+        sensitivity[name] * distortion(codec.options.window, codec.options.planes)
         for name, codec in codecs.items()
         if isinstance(codec, Planes)
     )
@@ -68,8 +68,8 @@ class _Offer:
 
 
 def _offer(tensor: TensorSpec, codec: Planes, sensitivity: float) -> _Offer:
-    planes, (rows, cols) = codec.options.planes, tensor.shape
+    window, planes, (rows, cols) = codec.options.window, codec.options.planes, tensor.shape
     more = replace(codec, options=replace(codec.options, planes=planes + 1))
     before, after = (sum(c.extent_bytes(rows, cols, "f16").values()) for c in (codec, more))
-    saved = sensitivity * (DISTORTION[planes] - DISTORTION[planes + 1])
+    saved = sensitivity * (distortion(window, planes) - distortion(window, planes + 1))
     return _Offer(-saved / (after - before), tensor.name, after - before, more)
