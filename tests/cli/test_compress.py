@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from cli_runs import Command, Outcome
 from tiny import Tiny, tiny_weights, write_safetensors, write_tiny_model
 
+from loop_singular_bit.cli.options import codec_from, codec_options
 from loop_singular_bit.compress import calibrate, compressor, pipeline
+from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.measure.quality import Quality
 
 SHORT = ("--tokens", 64, "--context", 64, "-q")
@@ -307,6 +310,11 @@ def test_without_guidance_there_is_no_backward_sweep(
     assert lsb("compress", tiny_model, *flags, "--no-guidance").code == 0
     with pytest.raises(TypeError):
         lsb("compress", tiny_model, "-o", tmp_path / "guided", *SHORT)
+
+
+def test_codec_flags_default_to_those_of_the_library() -> None:
+    command = click.command()(codec_options(lambda **_: None))
+    assert codec_from(command.make_context("", []).params) == CodecOptions()
 
 
 def interrupted(*arguments: object) -> None:
