@@ -57,7 +57,7 @@ def main() -> None:
     facts = {key: report.get(key) for key in ("synthetic", "size_bytes", "bits_per_weight")}
     runs = [run(options.directory, what, options) for what in options.runs]
     command = f"python benches/memory_budget.py SHAPE --cgroup GROUP --prompt {options.prompt} "
-    command += "--runs " + " ".join(options.runs)
+    command += f"--name {options.name} --runs " + " ".join(options.runs)
     result = {"command": command, **facts, "kv_bits": options.kv, "runs": runs}
     write_result(options.name, {**result, "machine": machine_facts()})
     (RESULTS / f"{options.name}.svg").write_text(speed_plot(runs), "utf-8")

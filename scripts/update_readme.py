@@ -92,6 +92,15 @@ def size_table() -> str:
             f"1/{point['compression_ratio']:.2f} | {figures} | "
             f"{100 * point['quality']['top1_agreement']:.1f} % |"
         )
+    newer = load("quality_qwen_16k")
+    lines += [
+        "",
+        "These are of L = 7 and 8192 sampled tokens. With the defaults, L = 8 "
+        "([decision 16](docs/decisions/0016-windows.md)) and 16384, "
+        f"{newer['bits_per_weight']:.2f} bits a weight lose {newer['quality_loss']:+.1f} %, KL "
+        f"{newer['kl_mean']:.4f}, on the same tokens of wikitext2-valid "
+        "([quality_qwen_16k.json](benches/results/quality_qwen_16k.json)).",
+    ]
     return "\n".join(lines)
 
 
@@ -143,6 +152,15 @@ def memory_table() -> str:
             f"{tokens['token_read_bytes'] / 1e9:.2f} GB | "
             f"{tokens['disk_bytes_per_second'] / 1e9:.2f} GB/s |"
         )
+    (turns,) = load("memory_turns")["runs"]
+    tokens = turns["tokens"]
+    lines += [
+        "",
+        f"How near that is to what the disk allows: at {turns['limit_bytes'] / 1e6:.0f} MB, the "
+        f"reader alone taking turns with the tokens, {tokens['ratio_to_floor']:.2f} of its speed "
+        f"at {tokens['generated_per_second']:.3f} tokens/s over {turns['generated_tokens']} "
+        "([memory_turns.json](benches/results/memory_turns.json)).",
+    ]
     return "\n".join(lines)
 
 
