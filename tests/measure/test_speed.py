@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from loop_singular_bit import _native
+from loop_singular_bit.codec.tables import WINDOW_DEFAULT
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.errors import UsageError
 from loop_singular_bit.measure import speed
@@ -22,7 +23,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_belong_together(tiny_artefact: Path) -> None:
     found = measure_speed(tiny_artefact, SpeedOptions(prompt=20, generate=6, repeats=2), threads=1)
     assert (found.prompt_tokens, found.generated_tokens, found.context) == (20, 6, 26)
-    assert (found.planes, found.window, found.threads) == (4, 7, 1)
+    assert (found.planes, found.window, found.threads) == (4, WINDOW_DEFAULT, 1)
     assert found.instruction_set == _native.active_tier()
     assert 0 < found.weight_bytes <= (tiny_artefact / WEIGHTS_FILE).stat().st_size
     rate = found.generated_per_second
