@@ -28,12 +28,12 @@ from loop_singular_bit.cli.show import progress_on_stderr
 from loop_singular_bit.codec import planes
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.calibrate import Tokens
 from loop_singular_bit.compress.compressor import (
     EvaluationOptions,
     artefact_size_bytes,
     evaluation_tokens,
 )
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
     Calibration,

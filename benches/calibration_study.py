@@ -23,8 +23,9 @@ from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, Budgets
 from loop_singular_bit.cli.show import progress_on_stderr
 from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.calibrate import Tokens, sample_sequences
+from loop_singular_bit.compress.calibrate import sample_sequences
 from loop_singular_bit.compress.compressor import EvaluationOptions, evaluation_tokens
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.guidance import Guidance
 from loop_singular_bit.compress.openings import first_id
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers

@@ -4,8 +4,8 @@
 
 `dense_matmul` (half floats) by shape and tokens and `gram` by width, on as many threads as the BLAS
 has. Both take turns in one process; of each the fastest run within two seconds, since what disturbs
-a run only ever makes it slower. The BLAS has fused multiply-adds and any order of additions; these
-kernels round every product and keep one order. Writes benches/results/dense_speed.json.
+a run only ever makes it slower. The BLAS has any order of additions; these kernels
+keep one. Writes benches/results/dense_speed.json.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ static inline __attribute__((always_inline)) void add_tiles(const uint8_t* tiles
     for (int64_t step = 0; step < steps; ++step) {
       const Lanes row = load_half((const uint16_t*)tiles + step * kTile);
       for (int q = 0; q < Q; ++q)
-        for (int i = 0; i < kParts; ++i) sums[q][i] += splat(factors[q][step]) * row.part[i];
+        for (int i = 0; i < kParts; ++i) sums[q][i] = fused(splat(factors[q][step]), row.part[i], sums[q][i]);
     }
   } else if constexpr (B == 8) {
 #pragma GCC unroll 2

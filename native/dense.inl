@@ -87,7 +87,7 @@ static void dense_block(const float* w, int64_t w_stride, const float* x, int64_
       for (int t = 0; t < T; ++t) xt[t] = load(x + t * cols + c + i * W);
       for (int r = 0; r < R; ++r) {
         const vf v = load(w + r * w_stride + c + i * W);
-        for (int t = 0; t < T; ++t) acc[r][t][i] += v * xt[t];
+        for (int t = 0; t < T; ++t) acc[r][t][i] = fused(v, xt[t], acc[r][t][i]);
       }
     }
   for (int t = 0; t < T; ++t) {
@@ -162,7 +162,7 @@ static __attribute__((noinline)) void add_tile(const float* w, const float* x, i
       for (int t = 0; t < T; ++t) xt[t] = load(x + t * W);
       for (int r = 0; r < R; ++r) {
         const vf v = load(w + r * W);
-        for (int t = 0; t < T; ++t) acc[r][t] += v * xt[t];
+        for (int t = 0; t < T; ++t) acc[r][t] = fused(v, xt[t], acc[r][t]);
       }
     }
     for (int r = 0; r < R; ++r)
@@ -239,7 +239,7 @@ static void outer_block(const float* a, int64_t a_row, int64_t a_step, const flo
       for (int p = 0; p < C; ++p) v[p] = load(b + k * 32 + (p0 + p) * W);
       for (int r = 0; r < R; ++r) {
         vf s = splat(a[r * a_row + k * a_step]);
-        for (int p = 0; p < C; ++p) acc[r][p] += s * v[p];
+        for (int p = 0; p < C; ++p) acc[r][p] = fused(s, v[p], acc[r][p]);
       }
     }
     for (int r = 0; r < R; ++r)

@@ -1,4 +1,4 @@
-// The AVX-512 instructions that the kernels use, each as a plain loop (and AVX2 with F16C), so that
+// The AVX-512 instructions that the kernels use, each as a plain loop (and AVX2 with FMA and F16C), so that
 // the AVX-512 source runs on machines without them: proof of its logic, never of its speed or of the
 // compiler's AVX-512 code. Semantics: Intel 64 and IA-32 Architectures Software Developer's Manual,
 // volume 2, the instruction named beside each function, 512-bit form without a mask.
@@ -161,6 +161,15 @@ static inline __m512i emulated_dpbusd(__m512i sum, __m512i a, __m512i b) {
   return out.integers();
 }
 
+static inline __m512 emulated_fmadd_ps(__m512 a, __m512 b, __m512 c) {  // VFMADD213PS, as two 256-bit ones
+  __m256 x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  std::memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  std::memcpy(&c, z, sizeof c);
+  return c;
+}
 static inline __m512 emulated_add_ps(__m512 a, __m512 b) { return a + b; }  // VADDPS
 static inline __m256 emulated_half_ps(__m512 a, int upper) {                // VEXTRACTF32X8
   __m256 out;
@@ -216,6 +225,7 @@ static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS
 #define _mm512_extracti64x4_epi64 emulated_quarter
 #define _mm512_castsi512_si256(a) emulated_quarter(a, 0)
 #define _mm512_dpbusd_epi32 emulated_dpbusd
+#define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_add_ps emulated_add_ps
 #define _mm512_extractf32x8_ps emulated_half_ps
 #define _mm512_castps512_ps256(a) emulated_half_ps(a, 0)

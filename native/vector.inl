@@ -1,5 +1,6 @@
 // Vectors of the tier being compiled. Sums are always taken in 16 lanes and folded in one fixed
-// order, whatever the register width, so every tier gives the same bits.
+// order, whatever the register width, and products are rounded alike, so every tier gives the same
+// bits.
 
 #if defined(__AVX512F__)
 constexpr int W = 16;
@@ -22,6 +23,48 @@ typedef uint16_t vn __attribute__((vector_size(W * 4)));
 static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 static inline vf splat(float x) { return x - vf{}; }
+
+#if !defined(__FMA__) && !defined(__ARM_NEON)
+typedef float vhalf __attribute__((vector_size(W * 2)));
+typedef double vd __attribute__((vector_size(W * 4)));
+typedef int64_t vl __attribute__((vector_size(W * 4)));
+
+// Without the instruction: a product of floats is exact in double precision, a sum of doubles whose
+// last bit is set where it is not exact ("rounded to odd") rounds to the float that the exact sum
+// rounds to (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+static inline vhalf fused_half(vhalf a, vhalf b, vhalf c) {
+  const vd product = __builtin_convertvector(a, vd) * __builtin_convertvector(b, vd);
+  const vd added = __builtin_convertvector(c, vd), sum = product + added, part = sum - product;
+  const vd lost = (product - (sum - part)) + (added - part);
+  vl bits, sign;
+  std::memcpy(&bits, &sum, sizeof bits);
+  std::memcpy(&sign, &lost, sizeof sign);
+  const vl inexact = (lost > 0) | (lost < 0), even = (bits & 1) - 1;
+  bits += (((bits ^ sign) >> 63) | 1) & even & inexact;
+  vd odd;
+  std::memcpy(&odd, &bits, sizeof odd);
+  return __builtin_convertvector(odd, vhalf);
+}
+#endif
+
+// a b + c, rounded once.
+static inline vf fused(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  vhalf x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  std::memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 2; ++i) z[i] = fused_half(x[i], y[i], z[i]);
+  std::memcpy(&c, z, sizeof c);
+  return c;
+#endif
+}
 static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf as_float(vi v) { vf f; std::memcpy(&f, &v, sizeof f); return f; }
@@ -84,7 +127,7 @@ static inline void store_lanes(float* x, const Lanes& l) {
   for (int i = 0; i < kParts; ++i) store(x + i * W, l.part[i]);
 }
 static inline void add_product(Lanes& acc, const Lanes& a, const Lanes& b) {
-  for (int i = 0; i < kParts; ++i) acc.part[i] += a.part[i] * b.part[i];
+  for (int i = 0; i < kParts; ++i) acc.part[i] = fused(a.part[i], b.part[i], acc.part[i]);
 }
 // Pairwise: lanes 8 apart, then 4, 2, 1.
 #if defined(__SSE2__)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from loop_singular_bit._native import crc32c
 from loop_singular_bit.container.reader import ContainerReader
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+from loop_singular_bit.engine.kv import KV_BITS_DEFAULT
+from loop_singular_bit.engine.memory_plan import Setting, as_plans, resident_plan, streamed_plan
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,13 @@ def set_version(artefact: Path, version: int) -> None:
     struct.pack_into("<I", data, 8, version)
     struct.pack_into("<I", data, 44, crc32c(bytes(data[:44])))
     path.write_bytes(data)
+
+
+def streaming_bytes(artefact: Path, context: int, kv_bits: str = KV_BITS_DEFAULT) -> int:
+    """The least budget, which must not hold everything."""
+    with ContainerReader.open(artefact / WEIGHTS_FILE) as reader:
+        spec, records = read_spec(artefact), as_plans(reader.records)
+    setting = Setting(context, kv_bits=kv_bits)
+    least = streamed_plan(spec, records, setting).ledger.total_bytes
+    assert least < resident_plan(spec, records, setting).ledger.total_bytes
+    return least

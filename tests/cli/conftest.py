@@ -5,10 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_runs import Command, Outcome
+from tiny import write_tiny_model
 
+from loop_singular_bit.budget import Budgets
 from loop_singular_bit.cli import main
+from loop_singular_bit.compress.allocate import CodecOptions
+from loop_singular_bit.compress.pipeline import Calibration, make_plan, write_artefacts
+from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.measure.probe import RunFigures, RunRequest
 
 
@@ -47,3 +53,15 @@ def calibration_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "calibration.txt"
     path.write_text("The river runs slowly past the old mill. " * 40, "utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def deep_artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight layers of planes with outliers; the embedding and the head apart."""
+    folder = tmp_path_factory.mktemp("deep")
+    source = open_source(str(write_tiny_model(folder / "m", layers=8, tied=False)))
+    plan = make_plan(source, CodecOptions(planes=2, outlier_ratio=0.02), Budgets())
+    (folder / "a").mkdir()
+    tokens = np.full((2, 64), 7)
+    write_artefacts(source, [(plan, folder / "a")], Calibration(tokens), 0)
+    return folder / "a"

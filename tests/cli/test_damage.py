@@ -7,19 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cli_runs import Command
-from tiny import write_tiny_model
+from cli_runs import Command, streaming_bytes
 
-from loop_singular_bit.budget import Budgets
-from loop_singular_bit.compress.allocate import CodecOptions
-from loop_singular_bit.compress.pipeline import Calibration, make_plan, write_artefacts
-from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.container import ContainerReader
-from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.generate import Generated, GenerateOptions, generate
-from loop_singular_bit.engine.memory_plan import Setting, as_plans, resident_plan, streamed_plan
 from loop_singular_bit.engine.runtime import Model, open_model
 from loop_singular_bit.errors import ResourceError
 
@@ -36,28 +29,6 @@ BLOCKS = [
     ("embed", "scale"),
     ("embed", "tiles"),
 ]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight layers of planes with outliers; the embedding and the head apart."""
-    folder = tmp_path_factory.mktemp("sound")
-    source = open_source(str(write_tiny_model(folder / "m", layers=8, tied=False)))
-    plan = make_plan(source, CodecOptions(planes=2, outlier_ratio=0.02), Budgets())
-    (folder / "a").mkdir()
-    tokens = np.full((2, 64), 7)
-    write_artefacts(source, [(plan, folder / "a")], Calibration(tokens), 0)
-    return folder / "a"
-
-
-def streaming_bytes(artefact: Path) -> int:
-    """The least budget, which must not hold everything."""
-    with ContainerReader.open(artefact / WEIGHTS_FILE) as reader:
-        spec, records = read_spec(artefact), as_plans(reader.records)
-    setting = Setting(CONTEXT)
-    least = streamed_plan(spec, records, setting).ledger.total_bytes
-    assert least < resident_plan(spec, records, setting).ledger.total_bytes
-    return least
 
 
 def extents(artefact: Path, record: str, kind: str) -> list[str]:
@@ -80,12 +51,12 @@ def flip(artefact: Path, record: str, extent: str) -> None:
 
 @pytest.mark.parametrize(("record", "kind"), BLOCKS)
 def test_a_flipped_bit_stops_the_run(
-    sound: Path, tmp_path: Path, lsb: Command, record: str, kind: str
+    deep_artefact: Path, tmp_path: Path, lsb: Command, record: str, kind: str
 ) -> None:
-    damaged = shutil.copytree(sound, tmp_path / "damaged")
-    (*_, extent) = extents(sound, record, kind)
+    damaged = shutil.copytree(deep_artefact, tmp_path / "damaged")
+    (*_, extent) = extents(deep_artefact, record, kind)
     flip(damaged, record, extent)
-    ram_mb = streaming_bytes(sound) / 1e6
+    ram_mb = streaming_bytes(deep_artefact, CONTEXT) / 1e6
     flags = ("--context", CONTEXT, "--threads", 1, "--ram-mb", ram_mb)
     outcome = lsb("run", "--raw", damaged, "hello", *flags)
     assert outcome.refused(5, f"record {record!r} extent {extent!r}", "crc32c", "download")
@@ -93,7 +64,7 @@ def test_a_flipped_bit_stops_the_run(
 
 @contextmanager
 def opened(artefact: Path) -> Iterator[Model]:
-    ram_bytes = streaming_bytes(artefact)
+    ram_bytes = streaming_bytes(artefact, CONTEXT)
     with open_model(artefact, threads=1, context=CONTEXT, ram_bytes=ram_bytes) as model:
         assert model.streamed
         yield model
@@ -102,11 +73,11 @@ def opened(artefact: Path) -> Iterator[Model]:
 @pytest.mark.parametrize("draft", [0, None])
 @pytest.mark.parametrize(("record", "kind"), [("layers.6.up", "tiles"), ("head", "tiles")])
 def test_damage_while_tokens_come_ends_them(
-    sound: Path, tmp_path: Path, record: str, kind: str, draft: int | None
+    deep_artefact: Path, tmp_path: Path, record: str, kind: str, draft: int | None
 ) -> None:
-    damaged = shutil.copytree(sound, tmp_path / "damaged")
+    damaged = shutil.copytree(deep_artefact, tmp_path / "damaged")
     options = GenerateOptions(30, draft=draft)
-    with opened(sound) as model, model.session() as session:
+    with opened(deep_artefact) as model, model.session() as session:
         events = generate(model, session, [5, 6, 7], options)
         expected = [event.id for event in events if isinstance(event, Generated)]
     found: list[int] = []
@@ -119,6 +90,6 @@ def test_damage_while_tokens_come_ends_them(
             assert isinstance(event, Generated)
             found.append(event.id)
             if len(found) == 3:
-                flip(damaged, record, extents(sound, record, kind)[0])
+                flip(damaged, record, extents(deep_artefact, record, kind)[0])
     assert 3 <= len(found) < 30
     assert found == expected[: len(found)]

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_runs import Command, copied, flip_data_bit
+from cli_runs import Command, copied, flip_data_bit, streaming_bytes
 from tiny import write_tiny_gguf, write_tiny_model
+
+from loop_singular_bit.engine import runtime
+from loop_singular_bit.engine.runtime import Model
 
 SHORT = ("--tokens", 64, "--context", 64, "-q")
 
@@ -105,3 +111,33 @@ def test_a_damaged_byte_is_an_io_error(tmp_path: Path, tiny_artefact: Path, lsb:
     damaged = copied(tiny_artefact, tmp_path / "damaged")
     flip_data_bit(damaged)
     assert lsb("eval", damaged, *SHORT).refused(5, "model.lsb")
+
+
+def test_an_artefact_streams_within_its_budget(
+    deep_artefact: Path, lsb: Command, probed: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the figures that it has in memory, bit for bit."""
+    streamed: list[bool] = []
+    opened = runtime.open_model
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        model = opened(*arguments, **options)
+        return _noted(model, streamed)
+
+    monkeypatch.setattr(runtime, "open_model", watched)
+    ram_mb = streaming_bytes(deep_artefact, 64, "16") / 1e6
+    flags = ("--tokens", 128, "--context", 64, "--threads", 1, "-q", "--json")
+    free, bound = (
+        json.loads(lsb("eval", deep_artefact, *flags, *budget).out)
+        for budget in ((), ("--ram-mb", ram_mb))
+    )
+    assert streamed == [False, True]
+    for figure in ("perplexity", "perplexity_stderr", "eval_tokens"):
+        assert free[figure] == bound[figure]
+
+
+@contextmanager
+def _noted(model: AbstractContextManager[Model], streamed: list[bool]) -> Iterator[Model]:
+    with model as found:
+        streamed.append(found.streamed)
+        yield found

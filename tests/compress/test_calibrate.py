@@ -10,7 +10,7 @@ import pytest
 from tiny import write_tiny_model
 
 from loop_singular_bit import _native
-from loop_singular_bit.compress import calibrate
+from loop_singular_bit.compress import calibrate, forward
 from loop_singular_bit.compress.calibrate import (
     HeadStatistics,
     LayerStatistics,
@@ -124,7 +124,7 @@ def direct_moments(network: OriginalNetwork, tokens: Tokens) -> list[dict[InputS
 def test_statistics_are_second_moments(
     rows_max: int, network: OriginalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "ROWS_MAX", rows_max)  # several chunks, the last one smaller
+    monkeypatch.setattr(forward, "ROWS_MAX", rows_max)  # several chunks, the last one smaller
     tokens = random_tokens(5, 20)
     *layers, head = statistics(network, tokens)
     assert isinstance(head, HeadStatistics) and head.hessian is not None

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from loop_singular_bit.codec.weights import DenseWeight
+from loop_singular_bit.compress import forward
 from loop_singular_bit.compress import guidance as guidance_module
 from loop_singular_bit.compress.gradients import Block, rms_norm
 from loop_singular_bit.compress.guidance import _fisher_probe, guidance
@@ -58,6 +59,7 @@ def test_chunks_change_nothing(
     network: OriginalNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = guidance(network, TOKENS, 0, tmp_path)
+    monkeypatch.setattr(forward, "ROWS_MAX", 20)
     monkeypatch.setattr(guidance_module, "ROWS_MAX", 20)
     monkeypatch.setattr(guidance_module, "HEAD_ROWS", 100)
     parts = guidance(network, TOKENS, 0, tmp_path)

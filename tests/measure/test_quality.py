@@ -84,7 +84,8 @@ def test_several_networks_are_compared_in_one_pass(original: Network, compressed
     assert 0.2 < lossy.top1_agreement < 1
     (alone,) = compare([compressed], original, tokens)
     assert alone == lossy
-    assert perplexity(compressed, tokens).perplexity == pytest.approx(lossy.perplexity, rel=1e-12)
+    single = perplexity(NetworkScorer(compressed, 100), tokens)
+    assert single.perplexity == pytest.approx(lossy.perplexity, rel=1e-12)
 
 
 def test_texts_are_summed_up_apart_and_together(original: Network, compressed: Network) -> None:
@@ -115,7 +116,7 @@ def test_a_kept_reference_runs_once(original: Network, monkeypatch: pytest.Monke
 def test_perplexity_of_a_uniform_network_is_its_vocabulary(original: Network) -> None:
     spec = original.spec
     uniform = WithHead(original, np.zeros((spec.vocab, spec.hidden), np.float32))
-    found = perplexity(uniform, windows(IDS, 100, 200))
+    found = perplexity(NetworkScorer(uniform, 100), windows(IDS, 100, 200))
     assert found.perplexity == pytest.approx(spec.vocab, rel=1e-6)
     assert found.perplexity_stderr == pytest.approx(0, abs=1e-4)
     assert found.tokens == 200
@@ -129,14 +130,14 @@ def test_perplexity_equals_float64(original: Network) -> None:
         logits = engine.logits(engine.hidden(window[:-1].tolist(), 0, 0)).astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         losses.append(-log_p[np.arange(50), window[1:]])
-    found = perplexity(original, tokens)
+    found = perplexity(NetworkScorer(original, 50), tokens)
     assert found.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-6)
 
 
 def test_progress_counts_windows(original: Network) -> None:
     seen: list[tuple[int, int]] = []
     tokens = windows(IDS, 30, 90)
-    perplexity(original, tokens, lambda done, total: seen.append((done, total)))
+    perplexity(NetworkScorer(original, 30), tokens, lambda done, total: seen.append((done, total)))
     compare([original], original, tokens, lambda done, total: seen.append((done, total)))
     assert seen == 2 * [(1, 3), (2, 3), (3, 3)]
 

@@ -60,16 +60,37 @@ def test_equals_float64(kind: str, scaled: bool) -> None:
         assert alone.tobytes() == full[6].tobytes()
 
 
+def fused(a: Floats, b: Floats, c: Floats) -> Floats:
+    """a b + c rounded once: products of floats are exact in float64, and a long double keeps enough
+    of the sum that rounding it again changes nothing in these cases."""
+    exact = (a.astype(np.float64) * b).astype(np.longdouble) + c
+    return exact.astype(np.float32)
+
+
 def in_16_lanes(values: Floats, x: Floats) -> Floats:
     """x W^T as the kernels add it up: 16 lanes over the columns, then lanes 8, 4, 2 and 1 apart."""
     pad = ((0, 0), (0, -values.shape[1] % 16))
     w, x = np.pad(values, pad)[None], np.pad(x, pad)[:, None]
     lanes = np.zeros((len(x), w.shape[1], 16), np.float32)
     for c in range(0, w.shape[2], 16):
-        lanes += x[:, :, c : c + 16] * w[:, :, c : c + 16]
+        lanes = fused(x[:, :, c : c + 16], w[:, :, c : c + 16], lanes)
     for width in (8, 4, 2, 1):
         lanes = lanes[:, :, :width] + lanes[:, :, width:]
     return lanes[:, :, 0]
+
+
+@pytest.mark.parametrize("tokens", [1, 96])
+def test_a_product_is_not_rounded_before_it_is_added(tokens: int) -> None:
+    """Just below the middle between two floats, where rounding to float64 on the way goes wrong."""
+    step = np.float32(2**-23)
+    w, x = np.zeros((5, 32), np.float32), np.zeros((tokens, 32), np.float32)
+    w[:, 0], x[:, 0] = 1 + step, 1
+    w[:, 16], x[:, 16] = (1 + step) * np.float32(2**-12), (1 - step) * np.float32(2**-12)
+    for sign in (1, -1):
+        out = everywhere(lambda s=sign: multiply("f32", s * w, None, x))
+        assert (out == sign * (1 + step)).all()
+    w[:, 16] = (1 + step) * np.float32(2**-11)
+    assert (everywhere(lambda: multiply("f32", w, None, x)) == 1 + 2 * step).all()
 
 
 # Many tokens go through blocks of 96 tokens, 32 rows and 768 columns in tiles of 3 x 4.
@@ -145,7 +166,7 @@ def test_gram_adds_token_after_token(tokens: int, cols: int) -> None:
     x = floats(np.random.default_rng(tokens), tokens, cols)
     expected = np.zeros((cols, cols), np.float32)
     for row in x:
-        expected += row[:, None] * row
+        expected = fused(row[:, None], row, expected)
     h = everywhere(lambda: gram(x))[:cols, :cols]
     np.testing.assert_array_equal(np.triu(h), np.triu(expected))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,14 @@ from loop_singular_bit.cli.options import (
 from loop_singular_bit.cli.show import print_json, print_table, progress_on_stderr, size_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from loop_singular_bit.compress.compressor import EvaluationOptions
     from loop_singular_bit.compress.pipeline import Progress
-    from loop_singular_bit.engine.network import Network
-    from loop_singular_bit.engine.text import Text
+    from loop_singular_bit.measure.quality import Perplexity, Quality, Scorer
+
+    Windows = npt.NDArray[np.int64]
 
 
 @click.command("eval")
@@ -43,6 +48,9 @@ def evaluate(
     kv_bits: str, ram_mb: float | None, threads: int | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the artefact in DIR (or an original model), alone or --against another.
+
+    With --ram-mb the artefact streams where it takes more; the original and what the comparison
+    itself needs come on top.
 
     \b
     lsb eval smol --against ./SmolLM2-135M-Instruct
@@ -71,25 +79,15 @@ def _measure(
 ) -> dict[str, Any]:  # fmt: skip
     from loop_singular_bit import _native
     from loop_singular_bit.budget import Budgets
-    from loop_singular_bit.compress.compressor import EvaluationOptions, evaluation_windows
+    from loop_singular_bit.compress.compressor import EvaluationOptions
     from loop_singular_bit.engine.runtime import usable_cores
-    from loop_singular_bit.measure.quality import compare, perplexity
 
     started = time.monotonic()
     budgets = Budgets(ram_mb=ram_mb)
     _native.set_threads(usable_cores() if threads is None else threads)
-
-    def done(part: int, total: int) -> None:
-        progress("evaluate", part, total)
-
-    with _opened(str(directory)) as (network, reader_text):
-        tokens = evaluation_windows(reader_text, EvaluationOptions(*text), network.spec)
-        if against is None:
-            alone = perplexity(network, tokens, done, kv_bits)
-            result: dict[str, Any] = asdict(alone)
-        else:
-            with _opened(against) as (original, _):
-                result = asdict(compare([network], original, tokens, done, kv_bits)[0])
+    options = EvaluationOptions(*text)
+    with _opened(str(directory), options, budgets.ram_bytes, kv_bits) as opened:
+        result = asdict(_quality(opened, against, options, progress))
     result["eval_tokens"] = result.pop("tokens")
     result |= _artefact_facts(directory, budgets, threads, kv_bits)
     result["seconds"] = time.monotonic() - started
@@ -97,23 +95,56 @@ def _measure(
     return result
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What predicts the tokens of windows [count, context + 1], and its vocabulary's size."""
+
+    scorer: Scorer
+    windows: Windows
+    vocab: int
+
+
+def _quality(
+    mine: _Opened, against: str | None, options: EvaluationOptions, progress: Progress
+) -> Quality | Perplexity:
+    from loop_singular_bit.measure import quality
+
+    def done(part: int, total: int) -> None:
+        progress("evaluate", part, total)
+
+    if against is None:
+        return quality.perplexity(mine.scorer, mine.windows, done)
+    with _opened(against, options) as original:
+        quality.check_vocabulary(mine.vocab, original.vocab)
+        (found,) = quality.compare_tokens([mine.scorer], original.scorer, mine.windows, done)
+        return quality.summary(found)
+
+
 @contextmanager
-def _opened(model: str) -> Iterator[tuple[Network, Text]]:
-    """An artefact or an original, with its text."""
-    from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork
-    from loop_singular_bit.engine.text import Text
+def _opened(
+    model: str, options: EvaluationOptions, ram_bytes: int | None = None, kv_bits: str = "16"
+) -> Iterator[_Opened]:
+    """An artefact, streamed where `ram_bytes` are less than it takes, or an original."""
+    from loop_singular_bit import _native
+    from loop_singular_bit.compress.compressor import evaluation_windows
+    from loop_singular_bit.compress.original import open_original
+    from loop_singular_bit.engine.artefact import WEIGHTS_FILE, read_spec
+    from loop_singular_bit.engine.runtime import open_model
+    from loop_singular_bit.measure.quality import EngineScorer, NetworkScorer
 
     if (Path(model) / WEIGHTS_FILE).is_file():
-        network = ResidentNetwork(Path(model))
-        try:
-            yield network, Text.open(Path(model))
-        finally:
-            network.close()
+        spec = read_spec(Path(model))
+        with open_model(
+            Path(model), ram_bytes=ram_bytes, context=min(options.context, spec.context_max),
+            kv_bits=kv_bits, threads=_native.threads(),
+        ) as artefact:  # fmt: skip
+            windows = evaluation_windows(artefact.text, options, spec)
+            yield _Opened(EngineScorer(artefact.engine), windows, spec.vocab)
         return
-    from loop_singular_bit.compress.original import open_original
-
-    with open_original(model) as found:
-        yield found
+    with open_original(model) as (network, text):
+        windows = evaluation_windows(text, options, network.spec)
+        scorer = NetworkScorer(network, windows.shape[1] - 1, kv_bits)
+        yield _Opened(scorer, windows, network.spec.vocab)
 
 
 def _artefact_facts(

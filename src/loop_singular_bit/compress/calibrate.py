@@ -4,8 +4,8 @@ With guidance, a token counts for a matrix as the loss at the end cares about th
 there (compress/guidance.py): by the square root of its weight, because one token's weight is a
 noisy figure and a few would outvote all others (docs/decisions/0012-guidance.md).
 
-The tokens pass through the original weights one layer at a time; only their hidden states
-(4 x hidden bytes a token) and one layer with its statistics are in memory.
+The tokens pass through the original weights one layer at a time (compress/forward.py); one layer's
+statistics are in memory.
 """
 
 from __future__ import annotations
@@ -17,26 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
+from loop_singular_bit.compress.forward import HiddenStates, Tokens
 from loop_singular_bit.compress.guidance import Guidance, Importance
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import rotary_table
-from loop_singular_bit.engine.sweep import (
-    SITE_OF_ROLE,
-    Batch,
-    Head,
-    InputSite,
-    Sweep,
-    record_layer,
-)
-from loop_singular_bit.engine.workspace import Workspace
+from loop_singular_bit.engine.sweep import SITE_OF_ROLE, Batch, Head, InputSite, Sweep
 from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, Role
 
 Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int64]  # [sequences, length]
-
-ROWS_MAX = 1024  # rows of one sweep while calibrating
 TEMPERATURES = (1.0, 0.7)
+MIRROR_ROWS = 256  # of H, copied to its lower half together
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,15 @@ class _Gram:
         self._rows += len(x)
 
     def mean(self) -> Floats:
-        """Symmetric [cols, cols]."""
-        upper = np.triu(self._sum[: self.cols, : self.cols]) / np.float32(max(self._rows, 1))
-        return upper + np.triu(upper, 1).T
+        """Symmetric [cols, cols], in place of the sum: nothing can be added any more."""
+        H = self._sum[: self.cols, : self.cols]
+        H /= np.float32(max(self._rows, 1))
+        for start in range(0, self.cols, MIRROR_ROWS):
+            stop = start + MIRROR_ROWS
+            square = H[start:stop, start:stop]
+            square[:] = np.triu(square) + np.triu(square, 1).T
+            H[stop:, start:stop] = H[start:stop, stop:].T
+        return np.ascontiguousarray(H)
 
 
 def _row_factors(weights: Floats) -> Floats | None:
@@ -107,8 +104,8 @@ class _LayerGrams:
             gram.add(x, rows)
 
     def means(self) -> dict[Role, Floats]:
-        found = {id(gram): gram.mean() for gram in self._stands_for.values()}
-        return {role: found[id(gram)] for role, gram in self._stands_for.items()}
+        of_gram = {gram: gram.mean() for gram in set(self._stands_for.values())}
+        return {role: of_gram[gram] for role, gram in self._stands_for.items()}
 
 
 def sample_sequences(
@@ -161,48 +158,23 @@ def _draw(scores: Floats, seed: int, position: int) -> npt.NDArray[np.int64]:
     )
 
 
-def _chunks(tokens: Tokens) -> Iterator[tuple[slice, Batch]]:
-    """Whole sequences, as many as fit ROWS_MAX rows, as batches over the flattened tokens."""
-    sequences, length = tokens.shape
-    per_chunk = max(1, ROWS_MAX // length)
-    for start in range(0, sequences, per_chunk):
-        part = tokens[start : start + per_chunk]
-        slots = np.repeat(np.arange(len(part), dtype=np.int32), length)
-        positions = np.tile(np.arange(length, dtype=np.int32), len(part))
-        rows = slice(start * length, (start + len(part)) * length)
-        yield rows, Batch(part.reshape(-1).copy(), slots, positions)
-
-
 def statistics(
     network: Network, tokens: Tokens, guidance: Guidance | None = None, start: int = 0
 ) -> Iterator[LayerStatistics | HeadStatistics]:
     """Statistics of every layer from `start` on, then of the head. tokens [sequences, length]."""
-    spec, (sequences, length) = network.spec, tokens.shape
-    rows_max = max(1, ROWS_MAX // length) * length
-    cache = KVCache(spec, max(1, ROWS_MAX // length), length, layers=1)
-    rotary = rotary_table(spec, cache.context)
-    work = Workspace(spec, rows_max)
-    x = np.empty((sequences * length, spec.hidden), np.float32)
-    for rows, batch in _chunks(tokens):
-        x[rows] = network.embedding.read_rows(batch.ids)
+    spec, states = network.spec, HiddenStates(network, tokens)
     for index in range(spec.layers):
         layer = network.layer(index)
-        of_layer = guidance.layers[index] if guidance else None
-        grams = _LayerGrams(spec, of_layer) if index >= start else None
-        program = record_layer(spec, layer, cache.layers[0], rotary, work)
-        for rows, batch in _chunks(tokens):
-            hidden = work.x[: len(batch.ids)]
-            hidden[:] = x[rows]
-            for site, inputs in program.run_by_site(batch):
-                if grams is not None:
-                    grams.add(site, inputs, rows)
-            x[rows] = hidden
-        if grams is not None:
-            yield LayerStatistics(index, layer, grams.means())
+        if index < start:
+            states.pass_layer(layer)
+            continue
+        grams = _LayerGrams(spec, guidance.layers[index] if guidance else None)
+        states.pass_layer(layer, grams.add)
+        yield LayerStatistics(index, layer, grams.means())
     gram = _Gram(spec.hidden, guidance.head.weights if guidance else None)
-    for rows, _batch in _chunks(tokens):
-        normed = work.normed[: rows.stop - rows.start]
-        _native.rms_norm(np.ascontiguousarray(x[rows]), network.final_norm, spec.norm_eps, normed)
+    for rows, _ids in states.parts():
+        normed = np.empty_like(states.x[rows])
+        _native.rms_norm(states.x[rows], network.final_norm, spec.norm_eps, normed)
         gram.add(normed, rows)
     yield HeadStatistics(gram.mean())
 

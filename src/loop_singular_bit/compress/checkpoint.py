@@ -20,7 +20,7 @@ import numpy as np
 from loop_singular_bit import __version__
 from loop_singular_bit.budget import Budgets
 from loop_singular_bit.compress.allocate import CodecOptions, Plan
-from loop_singular_bit.compress.calibrate import Tokens
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.guidance import Guidance, Importance
 from loop_singular_bit.compress.journal import Journal
 from loop_singular_bit.compress.original import OriginalNetwork

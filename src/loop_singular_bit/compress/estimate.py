@@ -6,7 +6,7 @@ from loop_singular_bit.budget import Ledger
 from loop_singular_bit.codec.codecs import STORED_BYTES
 from loop_singular_bit.codec.planes import CHUNK_ROWS
 from loop_singular_bit.compress.allocate import Plan, record_plans
-from loop_singular_bit.compress.calibrate import ROWS_MAX
+from loop_singular_bit.compress.forward import ROWS_MAX
 from loop_singular_bit.compress.guidance import HEAD_ROWS, LOGIT_ROWS
 from loop_singular_bit.compress.guidance import ROWS_MAX as GRADIENT_ROWS
 from loop_singular_bit.compress.original import resident_layers

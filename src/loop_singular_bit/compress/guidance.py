@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit.codec.numbers import from_bf16, to_bf16
+from loop_singular_bit.compress.forward import HiddenStates, Tokens
 from loop_singular_bit.compress.gradients import Block, rms_norm, rms_norm_backward
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.engine.rope import RotaryTable, rotary_table
@@ -26,9 +27,8 @@ from loop_singular_bit.engine.sweep import SITE_OF_ROLE
 from loop_singular_bit.models.spec import LINEAR_ROLES, Role
 
 Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int64]  # [sequences, length]
 
-ROWS_MAX = 1024  # rows of one step
+ROWS_MAX = 1024  # rows of one step backwards
 LOGIT_ROWS = 256  # rows whose logits are in memory at once
 PROBE_ROWS = 32  # rows of a probe made together
 HEAD_ROWS = 16384  # rows of the head that are float32 at once
@@ -85,17 +85,21 @@ class _Sweeps:
     def run(self) -> Guidance:
         spec = self.network.spec
         rotary = rotary_table(spec, self.tokens.shape[1])
-        states = self.network.embedding.read_rows(self.tokens.reshape(-1))
-        for index in range(spec.layers):
-            self._keep(index, states)
-            self._forward(self._block(index, rotary), states)
-            self.progress(index + 1, 2 * spec.layers)
-        grad, head = self._top(states)
+        grad, head = self._top(self._forward())
         found: list[Mapping[Role, Importance]] = []
         for index in reversed(range(spec.layers)):
             found.append(self._backward(self._block(index, rotary), self._kept(index), grad))
             self.progress(2 * spec.layers - index, 2 * spec.layers)
         return Guidance(tuple(reversed(found)), head, _mean_square(grad))
+
+    def _forward(self) -> Floats:
+        """Hidden states after the last layer; keeps those before each."""
+        layers, states = self.network.spec.layers, HiddenStates(self.network, self.tokens)
+        for index in range(layers):
+            self._keep(index, states.x)
+            states.pass_layer(self.network.layer(index))
+            self.progress(index + 1, 2 * layers)
+        return states.x
 
     def _block(self, index: int, rotary: RotaryTable) -> Block:
         layer = self.network.layer(index)
@@ -106,10 +110,6 @@ class _Sweeps:
         of its own, and two parts at once wait for each other in it."""
         length = int(self.tokens.shape[1])
         return _slices(self.tokens.size, max(1, ROWS_MAX // length) * length)
-
-    def _forward(self, block: Block, states: Floats) -> None:
-        for rows in self._parts():
-            states[rows], _tape = block.forward(states[rows])
 
     def _backward(self, block: Block, states: Floats, grad: Floats) -> Mapping[Role, Importance]:
         """Turns `grad` into the gradient before the layer."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from loop_singular_bit.compress.calibrate import LayerStatistics, Tokens, statistics
+from loop_singular_bit.compress.calibrate import LayerStatistics, statistics
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.engine.network import Network
 from loop_singular_bit.models.names import gguf_name
 from loop_singular_bit.models.spec import LINEAR_ROLES, layer_tensors

@@ -28,13 +28,14 @@ from loop_singular_bit.compress.allocate import (
     file_tensors,
     input_name,
 )
-from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics, Tokens
+from loop_singular_bit.compress.calibrate import HeadStatistics, LayerStatistics
 from loop_singular_bit.compress.encode import (
     EncodedInput,
     SharedStatistics,
     encode_input,
     original_matrix,
 )
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.guidance import Guidance, guidance
 from loop_singular_bit.compress.journal import EMBEDDING, Journal, Part
 from loop_singular_bit.compress.openings import first_id, openings

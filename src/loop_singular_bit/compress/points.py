@@ -24,7 +24,6 @@ from loop_singular_bit import __version__, _native
 from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.numbers import from_pattern
 from loop_singular_bit.compress.allocate import BASELINES, CodecOptions
-from loop_singular_bit.compress.calibrate import Tokens
 from loop_singular_bit.compress.checkpoint import calibration_settings, kept_calibration
 from loop_singular_bit.compress.compressor import (
     REPORT_FILE,
@@ -32,6 +31,7 @@ from loop_singular_bit.compress.compressor import (
     artefact_size_bytes,
     evaluation_windows,
 )
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.importance import importance_matrix
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.pipeline import (

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.codec.planes import CHUNK_ROWS, PROXY_ROWS
 from loop_singular_bit.codec.weights import DenseWeight, PlanesWeight, Weight
-from loop_singular_bit.compress.calibrate import HeadStatistics, Tokens, statistics
+from loop_singular_bit.compress.calibrate import HeadStatistics, statistics
+from loop_singular_bit.compress.forward import Tokens
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.engine.artefact import ArtefactNetwork
 from loop_singular_bit.models.spec import TensorSpec, all_tensors, layer_tensors

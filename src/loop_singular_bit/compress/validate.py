@@ -33,7 +33,13 @@ from loop_singular_bit.engine.runtime import choose_context, usable_cores
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import BudgetError, InputRefusedError
 from loop_singular_bit.measure.memory_bench import MemoryFigures, MemoryOptions, measure_memory
-from loop_singular_bit.measure.quality import Perplexity, Quality, compare, perplexity
+from loop_singular_bit.measure.quality import (
+    NetworkScorer,
+    Perplexity,
+    Quality,
+    compare,
+    perplexity,
+)
 from loop_singular_bit.measure.size import size_facts
 from loop_singular_bit.models.spec import ModelSpec, all_tensors, parameter_count
 
@@ -135,7 +141,10 @@ def _measured(
         for tensor in checked_tensors(network):
             tensors.append(tensor)
             progress("tensor", len(tensors), count)
-        return tensors, _with_weights(directory, lambda n: perplexity(n, windows, evaluated))
+        context = windows.shape[1] - 1
+        return tensors, _with_weights(
+            directory, lambda n: perplexity(NetworkScorer(n, context), windows, evaluated)
+        )
     with open_original(against) as (original, _):
         same_sizes(network.spec, original.spec, against)
         sequences = max(1, STATISTICS_TOKENS // (windows.shape[1] - 1))

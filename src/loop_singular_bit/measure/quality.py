@@ -102,17 +102,15 @@ class Scorer(Protocol):
         ...
 
 
-class NetworkScorer:
-    """A network in this engine, on windows of up to `context` tokens.
+class EngineScorer:
+    """An engine, on windows of up to its context.
 
     keep: the last hidden states of every window stay (4 x hidden bytes a token), so that a
     reference that is asked again runs only its head again.
     """
 
-    def __init__(
-        self, network: Network, context: int, kv_bits: str = "16", keep: bool = False
-    ) -> None:
-        self._engine = Engine(network, 1, context, context, kv_bits)
+    def __init__(self, engine: Engine, keep: bool = False) -> None:
+        self._engine = engine
         self._kept: dict[tuple[int, ...], Floats] | None = {} if keep else None
 
     def scores(self, ids: list[int], parts: Sequence[slice]) -> Iterator[Floats]:
@@ -129,16 +127,24 @@ class NetworkScorer:
         return self._kept[key]
 
 
+class NetworkScorer(EngineScorer):
+    """A network that is all in memory, on windows of up to `context` tokens; a window is one
+    sweep."""
+
+    def __init__(
+        self, network: Network, context: int, kv_bits: str = "16", keep: bool = False
+    ) -> None:
+        super().__init__(Engine(network, 1, context, context, kv_bits), keep)
+
+
 def perplexity(
-    network: Network,
+    scorer: Scorer,
     tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    kv_bits: str = "16",
 ) -> Perplexity:
-    """Perplexity over windows [count, context + 1], with a KV cache of `kv_bits`."""
+    """Perplexity over windows [count, context + 1]."""
     count, context = tokens.shape[0], tokens.shape[1] - 1
-    scorer, rows = NetworkScorer(network, context, kv_bits), _rows(context)
-    losses = []
+    rows, losses = _rows(context), []
     for index, window in enumerate(tokens):
         for part, logits in zip(rows, scorer.scores(window[:-1].tolist(), rows), strict=True):
             scores = _log_softmax(logits)
@@ -162,16 +168,18 @@ def compare(
 
     Raises InputRefusedError when they do not share a vocabulary size.
     """
-    expected = original.spec.vocab
     for network in networks:
-        if network.spec.vocab != expected:
-            raise InputRefusedError(
-                f"--against: vocabulary of {expected}, the artefact has {network.spec.vocab}"
-            )
+        check_vocabulary(network.spec.vocab, original.spec.vocab)
     context = tokens.shape[1] - 1
     scorers = [NetworkScorer(network, context, kv_bits) for network in networks]
     reference = NetworkScorer(original, context)
     return [summary(found) for found in compare_tokens(scorers, reference, tokens, progress)]
+
+
+def check_vocabulary(found: int, expected: int) -> None:
+    """Raises InputRefusedError when an artefact does not share the size of its original's."""
+    if found != expected:
+        raise InputRefusedError(f"--against: vocabulary of {expected}, the artefact has {found}")
 
 
 def compare_tokens(
