@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -126,7 +127,7 @@ def test_what_is_finished_is_not_done_again_and_is_told(
     with monkeypatch.context() as patch:
         write = raising(pipeline._Job._write_layer, 2, OSError)
         patch.setattr(pipeline._Job, "_write_layer", write)
-        with pytest.raises(OSError):
+        with pytest.raises(ResourceError, match=r"OSError.*out\.partial keeps what is finished"):
             OPTIONS.compress_model(model, tmp_path / "out")
     real = pipeline._Job._write_layer
 
@@ -142,6 +143,24 @@ def test_what_is_finished_is_not_done_again_and_is_told(
     assert told[:4] == [
         ("kept sample", 1, 1), ("kept guide", 1, 1), ("kept layer", 2, 3), ("layer", 3, 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", ["layer 2", "guiding"])
+def test_a_full_disk_says_what_is_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner, name, call = STOPS[stop]
+    failing = raising(getattr(owner, name), call, ResourceError)
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(ResourceError) as raised:
+        OPTIONS.compress_model(model, tmp_path / "out")
+    assert "keeps" not in str(raised.value)  # of what is kept itself
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(ResourceError, match=r"No space left.*out\.partial keeps what is finished"):
+        OPTIONS.compress_model(model, tmp_path / "out")
 
 
 def test_rounds_of_a_loss_that_is_allowed_are_kept(

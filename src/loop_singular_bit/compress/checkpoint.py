@@ -93,8 +93,8 @@ def work_directory(
     """The work on a directory that appears at `path` complete or not at all; when it is stopped,
     what is finished of it waits in `<path>.partial`.
 
-    Raises InputRefusedError when `path` exists and is not an empty directory, and what
-    `open_stages` raises.
+    Raises InputRefusedError when `path` exists and is not an empty directory, ResourceError for
+    disk and memory, and what `open_stages` raises.
     """
     refuse_existing(path)
     folder = path.with_name(path.name + ".partial")
@@ -109,6 +109,10 @@ def work_directory(
         except InputRefusedError:  # what has to change before it can go on makes all this useless
             shutil.rmtree(folder)
             raise
+        except (ResourceError, OSError, MemoryError) as error:
+            if work.empty or not _may_pass(error):
+                raise
+            raise ResourceError(_failed(work, error)) from error
         else:
             shutil.rmtree(folder)
         finally:
@@ -119,9 +123,23 @@ def work_directory(
 def _stopped(work: Work) -> str:
     if work.empty:
         return "stopped before anything was finished; run again to start over"
+    return f"stopped; {_kept(work)}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """The system failed at something; what is kept is not at fault."""
+    return not isinstance(error, ResourceError) or isinstance(error.__cause__, OSError)
+
+
+def _failed(work: Work, error: Exception) -> str:
+    known = isinstance(error, ResourceError)
+    return f"{error if known else f'{type(error).__name__}: {error}'}; {_kept(work)}"
+
+
+def _kept(work: Work) -> str:
     return (
-        f"stopped; {work.stages.folder} keeps what is finished: run the same command again to go "
-        "on, with --restart to start over"
+        f"{work.stages.folder} keeps what is finished: run the same command again to go on, with "
+        "--restart to start over"
     )
 
 
