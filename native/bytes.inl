@@ -12,12 +12,10 @@ static inline vb add_bytes(vb a, vb b) { return _mm512_add_epi8(a, b); }
 static inline vsum zero_sum() { return _mm512_setzero_si512(); }
 
 #if defined(__AVX512VBMI__)
-// VPERMB reads the low 6 bits of an index and tables repeat after 16: nibbles need no mask.
-template <int S> static inline vb nibble(vb x) { return S ? _mm512_srli_epi16(x, S) : x; }
-static inline vb join(vb low, vb high) {  // low nibble of `low`, low nibble of `high` above it
-  return _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), low, _mm512_slli_epi16(high, 4), 0xCA);
-}
+// VPERMB reads the low 6 bits of an index.
 static inline vb lookup(vb table, vb index) { return _mm512_permutexvar_epi8(index, table); }
+// Of pairs of bytes: bits of the upper one enter the lower one.
+template <int S> static inline vb shift_right(vb x) { return _mm512_srli_epi16(x, S); }
 #else
 template <int S> static inline vb nibble(vb x) {
   return _mm512_and_si512(S ? _mm512_srli_epi16(x, S) : x, _mm512_set1_epi8(15));

@@ -43,62 +43,11 @@ static inline void write_out(const Shape& shape, int64_t block, const float* sum
 constexpr int kRegisterBytes = LSB_BYTES;
 constexpr int kRegisters = kStripBytes / LSB_BYTES;  // of one strip
 
-struct Tables {
-  vb hash[2], levels[kPlanesPerGroup];
-
-  explicit Tables(const TileView& v) {
-    for (int i = 0; i < 2; ++i) hash[i] = load_bytes(v.tables->hash[i]);
-    for (int k = 0; k < v.count; ++k)
-      levels[k] = load_bytes(kBiased ? v.tables->biased[v.first + k] : v.tables->levels[v.first + k]);
-  }
-};
-
-// Nibbles that end at the steps before a byte: those of its four last steps, and before them, if the
-// window is longer than 8 bits (kDeep), those of the four steps before.
-template <bool kDeep>
-struct Past {
-  vb w[kDeep ? 8 : 4];
-
-  void load(vb before2, vb before) {
-    vb* last = w;
-    if (kDeep) {
-      const vb joint = join(nibble<4>(before2), nibble<0>(before));
-      w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint), w[3] = nibble<0>(before);
-      last += 4;
-    }
-    last[0] = nibble<1>(before), last[1] = nibble<2>(before), last[2] = nibble<3>(before), last[3] = nibble<4>(before);
-  }
-};
-
-// Values of the eight steps in the bytes `now`, whose nibbles then are the past of the byte that
-// follows in the stream. kAdd adds them to what is there.
-template <bool kDeep, bool kAdd>
-static inline __attribute__((always_inline)) void plane_values(Past<kDeep>& past, vb now, const Tables& tables,
-                                                              vb levels, vb* out) {
-  const vb* last = past.w + (kDeep ? 4 : 0);
-  vb w[kSteps];
-  w[3] = nibble<0>(now);
-  const vb joint = join(last[3], w[3]);
-  w[0] = nibble<1>(joint), w[1] = nibble<2>(joint), w[2] = nibble<3>(joint);
-  w[4] = nibble<1>(now), w[5] = nibble<2>(now), w[6] = nibble<3>(now), w[7] = nibble<4>(now);
-  for (int i = 0; i < kSteps; ++i) {
-    vb index = xor_bytes(w[i], lookup(tables.hash[0], i < 4 ? last[i] : w[i - 4]));
-    if (kDeep) index = xor_bytes(index, lookup(tables.hash[1], past.w[i]));
-    const vb value = lookup(levels, index);
-    out[i] = kAdd ? add_bytes(out[i], value) : value;
-  }
-  for (int i = 0; i < (kDeep ? 8 : 4); ++i) past.w[i] = w[i + (kDeep ? 0 : 4)];
-}
-
-// One register of a strip at byte `at`: eight registers of weights, one for each row group.
-template <int K, bool kDeep>
-static inline __attribute__((always_inline)) void decode_register(Past<kDeep>* past, const uint8_t* const* now,
-                                                                 int64_t at, const Tables& t, vb* out) {
-  plane_values<kDeep, false>(past[0], load_bytes(now[0] + at), t, t.levels[0], out);
-  if constexpr (K > 1) plane_values<kDeep, true>(past[1], load_bytes(now[1] + at), t, t.levels[1], out);
-  if constexpr (K > 2) plane_values<kDeep, true>(past[2], load_bytes(now[2] + at), t, t.levels[2], out);
-  if constexpr (K > 3) plane_values<kDeep, true>(past[3], load_bytes(now[3] + at), t, t.levels[3], out);
-}
+#if defined(__AVX512VBMI__)
+#include "values_placed.inl"
+#else
+#include "values_nibbles.inl"
+#endif
 
 template <int K, bool kDeep>
 static inline __attribute__((always_inline)) void load_past(const uint8_t* const* before, const uint8_t* const* before2,
@@ -127,8 +76,7 @@ static inline void add_groups(const vsum* sums, int groups, int32_t offset, floa
 // One token and B blocks of rows that follow each other in the streams: weights never leave the
 // registers, and the nibbles of a block serve the next one. out [B][32]
 template <int K, bool kDeep, int B>
-static void single(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
-  const Tables tables(v);
+static void single(const TileView& v, const Tables& tables, const BlockRows& rows, const Activations& x, float* out) {
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group), block_bytes = v.shape.block_bytes();
   for (int64_t a = 0; a < groups; ++a) {
     vsum sums[B][kSteps];
@@ -142,9 +90,8 @@ static void single(const TileView& v, const BlockRows& rows, const Activations& 
         load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
         const Fixed values = fix(spread(x.rows + at / kRegisters * kStrip, at % kRegisters));
         for (int b = 0; b < B; ++b) {
-          vb w[kSteps];
-          decode_register<K, kDeep>(past, now, at * LSB_BYTES + b * block_bytes, tables, w);
-          for (int g = 0; g < kSteps; ++g) sums[b][g] = dot_fixed(sums[b][g], w[g], values);
+          decode_register<K, kDeep>(past, now, at * LSB_BYTES + b * block_bytes, tables,
+                                    [&](int g, vb w) { sums[b][g] = dot_fixed(sums[b][g], w, values); });
         }
       }
     });
@@ -155,8 +102,7 @@ static void single(const TileView& v, const BlockRows& rows, const Activations& 
 
 // Strips [begin, end) of a block: [strip][register][row group] registers of weights.
 template <int K, bool kDeep>
-static void decode_panel(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
-  const Tables tables(v);
+static void decode_panel(const Tables& tables, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
   over_strips(rows, begin, end,
               [&](const uint8_t* const* now, const uint8_t* const* before, const uint8_t* const* before2,
                   int64_t first, int64_t last) {
@@ -164,9 +110,9 @@ static void decode_panel(const TileView& v, const BlockRows& rows, int64_t begin
     for (int64_t at = first * kRegisters; at < last * kRegisters; ++at) {
       Past<kDeep> past[K];
       load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
-      vb w[kSteps];
-      decode_register<K, kDeep>(past, now, at * LSB_BYTES, tables, w);
-      for (int g = 0; g < kSteps; ++g, to += LSB_BYTES) store_bytes(to, w[g]);
+      decode_register<K, kDeep>(past, now, at * LSB_BYTES, tables,
+                                [&](int g, vb w) { store_bytes(to + g * LSB_BYTES, w); });
+      to += kSteps * LSB_BYTES;
     }
   });
 }
@@ -208,26 +154,25 @@ static void panel_dot(const uint8_t* panel, const Activations& x, int64_t t, int
 typedef void (*PanelDot)(const uint8_t*, const Activations&, int64_t, int64_t, float*);
 constexpr PanelDot kPanelDots[kManyTokens] = {panel_dot<1>, panel_dot<2>, panel_dot<3>, panel_dot<4>};
 
-typedef void (*Single)(const TileView&, const BlockRows&, const Activations&, float*);
-typedef void (*Panel)(const TileView&, const BlockRows&, int64_t, int64_t, uint8_t*);
+typedef void (*Single)(const TileView&, const Tables&, const BlockRows&, const Activations&, float*);
+typedef void (*Panel)(const Tables&, const BlockRows&, int64_t, int64_t, uint8_t*);
 
 static bool deep(const TileView& v) { return v.tables->window > 8; }
 
-static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+static void decode_strips(const TileView& v, const Tables& tables, const BlockRows& rows, int64_t begin, int64_t end,
+                          uint8_t* panel) {
   static const Panel kShapes[2][kPlanesPerGroup] = {
       {decode_panel<1, false>, decode_panel<2, false>, decode_panel<3, false>, decode_panel<4, false>},
       {decode_panel<1, true>, decode_panel<2, true>, decode_panel<3, true>, decode_panel<4, true>}};
-  kShapes[deep(v)][v.count - 1](v, rows, begin, end, panel);
+  kShapes[deep(v)][v.count - 1](tables, rows, begin, end, panel);
 }
 
-constexpr int kBlocksAtOnce = 2;
-
 template <int B>
-static void single_token(const TileView& v, const BlockRows& rows, const Activations& x, float* out) {
+static void single_token(const TileView& v, const Tables& tables, const BlockRows& rows, const Activations& x, float* out) {
   static const Single kShapes[2][kPlanesPerGroup] = {
       {single<1, false, B>, single<2, false, B>, single<3, false, B>, single<4, false, B>},
       {single<1, true, B>, single<2, true, B>, single<3, true, B>, single<4, true, B>}};
-  kShapes[deep(v)][v.count - 1](v, rows, x, out);
+  kShapes[deep(v)][v.count - 1](v, tables, rows, x, out);
 }
 
 #else
@@ -237,7 +182,12 @@ constexpr int kBlocksAtOnce = 1;
 constexpr int kManyTokens = 1;
 constexpr int kRegisterBytes = kStripBytes;
 
-static void decode_strips(const TileView& v, const BlockRows& rows, int64_t begin, int64_t end, uint8_t* panel) {
+struct Tables {
+  explicit Tables(const TileView&) {}
+};
+
+static void decode_strips(const TileView& v, const Tables&, const BlockRows& rows, int64_t begin, int64_t end,
+                          uint8_t* panel) {
   const int window = v.tables->window;
   const uint32_t mask = (1u << window) - 1;
   for (int64_t strip = begin; strip < end; ++strip, panel += kPanelStrip) {
@@ -282,10 +232,11 @@ static void all_tokens(const uint8_t* panel, const Activations& x, int64_t a, fl
 }
 
 // A panel, a group of columns at a time, used for every token.
-static void many_tokens(const TileView& v, const BlockRows& rows, const Activations& x, uint8_t* panel, float* out) {
+static void many_tokens(const TileView& v, const Tables& tables, const BlockRows& rows, const Activations& x,
+                        uint8_t* panel, float* out) {
   const int64_t groups = x.cols / x.group, strips = group_strips(x.group);
   for (int64_t a = 0; a < groups; ++a) {
-    decode_strips(v, rows, a * strips, (a + 1) * strips, panel);
+    decode_strips(v, tables, rows, a * strips, (a + 1) * strips, panel);
     all_tokens(panel, x, a, out);
   }
 }
@@ -294,16 +245,17 @@ static void planes_matmul(const TileView& v, const Activations& x, const float* 
                           int64_t begin, int64_t end, float* out, int64_t stride, bool accumulate, void* scratch) {
   float* sums = (float*)scratch;
   uint8_t* panel = (uint8_t*)(sums + (x.tokens + kBlocksAtOnce - 1) * kBlockRows);
+  const Tables tables(v);
   BlockRows rows;
   for (int64_t block = begin, count; block < end; block += count) {
     count = x.tokens == 1 && end - block >= kBlocksAtOnce ? kBlocksAtOnce : 1;
     locate(v, block, &rows);
     std::memset(sums, 0, x.tokens * count * kBlockRows * sizeof(float));
 #if defined(LSB_BYTES)
-    if (x.tokens == 1) (count == 1 ? single_token<1> : single_token<kBlocksAtOnce>)(v, rows, x, sums);
+    if (x.tokens == 1) (count == 1 ? single_token<1> : single_token<kBlocksAtOnce>)(v, tables, rows, x, sums);
     else
 #endif
-    many_tokens(v, rows, x, panel, sums);
+    many_tokens(v, tables, rows, x, panel, sums);
     for (int64_t i = 0; i < x.tokens * count; ++i)  // tokens of a block, or blocks of a token
       write_out(v.shape, block + (x.tokens == 1 ? i : 0), sums + i * kBlockRows, row_scale, unit,
                 out + (x.tokens == 1 ? 0 : i) * stride, accumulate);
@@ -313,7 +265,7 @@ static void planes_matmul(const TileView& v, const Activations& x, const float* 
 static void unpack_block(const TileView& v, int64_t block, uint8_t* panels) {
   BlockRows rows;
   locate(v, block, &rows);
-  decode_strips(v, rows, 0, v.shape.strips(), panels);
+  decode_strips(v, Tables(v), rows, 0, v.shape.strips(), panels);
 }
 
 static void panels_matmul(const uint8_t* panels, const Shape& shape, const Activations& x, const float* row_scale,
@@ -336,9 +288,10 @@ static void decode_block(const TileView& v, int64_t block, int8_t* out) {
   constexpr int kQuads = kRegisterBytes / kStreams;  // of one register
   BlockRows rows;
   locate(v, block, &rows);
+  const Tables tables(v);
   alignas(64) uint8_t panel[kPanelStrip];
   for (int64_t strip = 0; strip < strips; ++strip) {
-    decode_strips(v, rows, strip, strip + 1, panel);
+    decode_strips(v, tables, rows, strip, strip + 1, panel);
     for (int quad = 0; quad < kStrip / kQuad; ++quad)
       for (int row = 0; row < kBlockRows; ++row) {
         const int g = row / kRowGroup, r = row % kRowGroup;
