@@ -86,7 +86,7 @@ static void dense_block(const float* w, int64_t w_stride, const float* x, int64_
       vf xt[T];
       for (int t = 0; t < T; ++t) xt[t] = load(x + t * cols + c + i * W);
       for (int r = 0; r < R; ++r) {
-        const vf v = load(w + r * w_stride + c + i * W);
+        const vf v = load_once(w + r * w_stride + c + i * W);
         for (int t = 0; t < T; ++t) acc[r][t][i] = fused(v, xt[t], acc[r][t][i]);
       }
     }
@@ -133,10 +133,11 @@ static void dense_matmul(const DenseView& w, const float* x, int64_t tokens, int
   }
 }
 
-// With many tokens, tiles of 4 rows x 3 tokens whose 16-lane sums lie in memory from one block of
+// With many tokens, tiles of 4 or 8 rows x 3 tokens whose 16-lane sums lie in memory from one block of
 // columns to the next: weights and inputs come from near caches, and the order of additions stays.
 
-constexpr int64_t kTileSums = kTileRows * kTileTokens * kLanes;
+constexpr int kRowsAtOnce = W == 16 ? 2 * kTileRows : kTileRows;  // 24 of 32 registers, or 12 of 16, are sums
+constexpr int64_t kTileSums = kRowsAtOnce * kTileTokens * kLanes;
 
 // Up to N rows, the last one again where there are less, as [part of the 16 lanes][step][N][W]: what a
 // step of a tile reads lies side by side.
@@ -152,7 +153,7 @@ static void interleave(const DenseView& rows, int64_t row, int64_t begin, int64_
 // One part of the lanes at a time, so that all sums fit the registers: sums [part][row][token][W].
 // Not inlined: gcc then has no registers left for the sums.
 static __attribute__((noinline)) void add_tile(const float* w, const float* x, int64_t steps, bool first, float* sums) {
-  constexpr int R = kTileRows, T = kTileTokens;
+  constexpr int R = kRowsAtOnce, T = kTileTokens;
   for (int i = 0; i < kParts; ++i, sums += R * T * W) {
     vf acc[R][T];
     for (int r = 0; r < R; ++r)
@@ -161,7 +162,7 @@ static __attribute__((noinline)) void add_tile(const float* w, const float* x, i
       vf xt[T];
       for (int t = 0; t < T; ++t) xt[t] = load(x + t * W);
       for (int r = 0; r < R; ++r) {
-        const vf v = load(w + r * W);
+        const vf v = load_once(w + r * W);
         for (int t = 0; t < T; ++t) acc[r][t] = fused(v, xt[t], acc[r][t]);
       }
     }
@@ -172,11 +173,11 @@ static __attribute__((noinline)) void add_tile(const float* w, const float* x, i
 
 static void fold_tile(const float* sums, int64_t tokens, int64_t rows, const float* scale, float* out, int64_t out_stride) {
   for (int64_t t = 0; t < tokens; ++t, out += out_stride) {
-    Lanes lanes[kTileRows];
-    for (int r = 0; r < kTileRows; ++r)
-      for (int i = 0; i < kParts; ++i) lanes[r].part[i] = load(sums + ((i * kTileRows + r) * kTileTokens + t) * W);
-    float y[kTileRows];
-    fold_four(lanes, y);
+    Lanes lanes[kRowsAtOnce];
+    for (int r = 0; r < kRowsAtOnce; ++r)
+      for (int i = 0; i < kParts; ++i) lanes[r].part[i] = load(sums + ((i * kRowsAtOnce + r) * kTileTokens + t) * W);
+    float y[kRowsAtOnce];
+    for (int r = 0; r < kRowsAtOnce; r += 4) fold_four(lanes + r, y + r);
     for (int64_t r = 0; r < rows; ++r) out[r] = scale ? y[r] * scale[r] : y[r];
   }
 }
@@ -204,7 +205,7 @@ static void pack_tokens(const float* x, int64_t tokens, int64_t cols, int64_t ti
 // Weights are expanded once for each block of columns and serve all tokens.
 static void dense_tiles(const DenseView& w, const float* packed, int64_t tokens, int64_t row_begin,
                         int64_t row_end, float* out, float* scratch) {
-  constexpr int R = kTileRows, T = kTileTokens;
+  constexpr int R = kRowsAtOnce, T = kTileTokens;
   const int64_t rows = row_end - row_begin;
   float *panel = scratch, *sums = scratch + kDenseRows * kDenseCols;
   auto sums_of = [&](int64_t t, int64_t r) { return sums + (t / T * (kDenseRows / R) + r / R) * kTileSums; };
@@ -212,8 +213,8 @@ static void dense_tiles(const DenseView& w, const float* packed, int64_t tokens,
     const int64_t width = stop - begin;
     const float* x = packed + begin * round_up(tokens, T);
     for (int64_t r = 0; r < rows; r += R) interleave<R>(w, row_begin + r, begin, end, panel + r * width);
-    for (int64_t t = 0; t < tokens; t += T)
-      for (int64_t r = 0; r < rows; r += R)
+    for (int64_t r = 0; r < rows; r += R)
+      for (int64_t t = 0; t < tokens; t += T)
         add_tile(panel + r * width, x + t * width, width / kLanes, begin == 0, sums_of(t, r));
   });
   for (int64_t t = 0; t < tokens; t += T)

@@ -21,6 +21,14 @@ typedef int8_t vq __attribute__((vector_size(W)));
 typedef uint16_t vn __attribute__((vector_size(W * 4)));
 
 static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
+// Loaded once, for several uses: gcc would read it from memory for each, and loads set the pace.
+static inline vf load_once(const float* p) {
+  vf v = load(p);
+#if defined(__AVX__)
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 static inline vf splat(float x) { return x - vf{}; }
 
