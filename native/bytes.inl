@@ -54,9 +54,18 @@ typedef Prepared Fixed;             // the same with the sides changed: one x fo
 static inline Fixed fix(vb x) { return prepare(x); }
 static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, x, w); }
 #endif
-static inline __m256i halves(vsum s) {
-  return _mm256_add_epi32(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
+// Sums of row groups, each over its quads: [4 quads][4 rows] of four groups to [4 groups][4 rows].
+static inline vsum pair_quads(vsum a, vsum b) {
+  return _mm512_add_epi32(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xEE));
 }
+// out[16] += (the rows of four row groups - offset) * scale.
+static inline void add_rows(const vsum* s, int32_t offset, float scale, float* out) {
+  const vsum first = pair_quads(s[0], s[1]), second = pair_quads(s[2], s[3]);
+  const vsum rows = _mm512_add_epi32(_mm512_shuffle_i64x2(first, second, 0x88), _mm512_shuffle_i64x2(first, second, 0xDD));
+  const vf value = (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(rows, _mm512_set1_epi32(offset)));
+  store(out, load(out) + value * splat(scale));
+}
+constexpr int kGroupsFolded = 4;
 
 #elif defined(__AVX2__)
 #define LSB_BYTES 32
@@ -92,7 +101,14 @@ static inline vsum dot(vsum sum, const Prepared& w, vb x) {
 typedef Prepared Fixed;             // the same with the sides changed: one x for many weights
 static inline Fixed fix(vb x) { return prepare(x); }
 static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, x, w); }
-static inline __m256i halves(vsum s) { return s; }
+// out[8] += (the rows of two row groups, each the sum of its quads, - offset) * scale. In registers:
+// a load right after narrower stores would wait for them.
+static inline void add_rows(const vsum* s, int32_t offset, float scale, float* out) {
+  const __m256i rows = _mm256_add_epi32(_mm256_permute2x128_si256(s[0], s[1], 0x20), _mm256_permute2x128_si256(s[0], s[1], 0x31));
+  const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(rows, _mm256_set1_epi32(offset)));
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(value, _mm256_set1_ps(scale))));
+}
+constexpr int kGroupsFolded = 2;
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define LSB_BYTES 16
@@ -125,20 +141,9 @@ static inline vsum dot(vsum sum, const Prepared& w, vb x) {
 typedef vb Fixed;
 static inline Fixed fix(vb x) { return x; }
 static inline vsum dot_fixed(vsum sum, vb w, const Fixed& x) { return dot(sum, w, x); }
-// out[8] += (the rows of two row groups - offset) * scale
-static inline void add_rows(vsum a, vsum b, int32_t offset, float scale, float* out) {
-  vst1q_f32(out, vaddq_f32(vld1q_f32(out), vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(a, vdupq_n_s32(offset))), scale)));
-  vst1q_f32(out + 4, vaddq_f32(vld1q_f32(out + 4), vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(b, vdupq_n_s32(offset))), scale)));
+// out[4] += (the rows of a row group - offset) * scale
+static inline void add_rows(const vsum* s, int32_t offset, float scale, float* out) {
+  vst1q_f32(out, vaddq_f32(vld1q_f32(out), vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(*s, vdupq_n_s32(offset))), scale)));
 }
-#endif
-
-#if defined(LSB_BYTES) && defined(__AVX2__)
-// out[8] += (the rows of two row groups, each the sum of its quads, - offset) * scale. In registers:
-// a load right after narrower stores would wait for them.
-static inline void add_rows(vsum a, vsum b, int32_t offset, float scale, float* out) {
-  const __m256i x = halves(a), y = halves(b);
-  const __m256i rows = _mm256_add_epi32(_mm256_permute2x128_si256(x, y, 0x20), _mm256_permute2x128_si256(x, y, 0x31));
-  const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(rows, _mm256_set1_epi32(offset)));
-  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(value, _mm256_set1_ps(scale))));
-}
+constexpr int kGroupsFolded = 1;
 #endif

@@ -68,6 +68,12 @@ static inline __m512i emulated_add_epi32(__m512i a, __m512i b) {  // VPADDD: mod
   for (int n = 0; n < 16; ++n) out.at[n] = x.at[n] + y.at[n];
   return out.integers();
 }
+static inline __m512i emulated_sub_epi32(__m512i a, __m512i b) {  // VPSUBD: modulo 2^32
+  const Emulated<uint32_t> x(a), y(b);
+  Emulated<uint32_t> out;
+  for (int n = 0; n < 16; ++n) out.at[n] = x.at[n] - y.at[n];
+  return out.integers();
+}
 static inline __m512i emulated_set1_epi8(int x) {  // VPBROADCASTB
   Emulated<uint8_t> out;
   for (auto& e : out.at) e = (uint8_t)x;
@@ -146,10 +152,12 @@ static inline __m512i emulated_madd_epi16(__m512i a, __m512i b) {  // VPMADDWD
     out.at[n] = (int32_t)((uint32_t)(x.at[2 * n] * y.at[2 * n]) + (uint32_t)(x.at[2 * n + 1] * y.at[2 * n + 1]));
   return out.integers();
 }
-static inline __m256i emulated_quarter(__m512i a, int upper) {  // VEXTRACTI64X4
-  __m256i out;
-  std::memcpy(&out, (const char*)&a + 32 * (upper & 1), 32);
-  return out;
+// VSHUFI64X2: two quarters of `a`, then two of `b`, each chosen by two bits.
+static inline __m512i emulated_shuffle_i64x2(__m512i a, __m512i b, int choice) {
+  const Emulated<uint8_t> x(a), y(b);
+  Emulated<uint8_t> out;
+  for (int q = 0; q < 4; ++q) std::memcpy(out.at + 16 * q, (q < 2 ? x : y).at + 16 * (choice >> 2 * q & 3), 16);
+  return out.integers();
 }
 
 // VPDPBUSD: bytes of `a` unsigned, of `b` signed; the sum wraps at 32 bits, it does not saturate.
@@ -208,6 +216,7 @@ static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS
 #define _mm512_movepi32_mask emulated_movepi32_mask
 #define _mm512_add_epi8 emulated_add_epi8
 #define _mm512_add_epi32 emulated_add_epi32
+#define _mm512_sub_epi32 emulated_sub_epi32
 #define _mm512_set1_epi8 emulated_set1_epi8
 #define _mm512_set1_epi16 emulated_set1_epi16
 #define _mm512_set_epi32 emulated_set_epi32
@@ -222,8 +231,7 @@ static inline __m512 emulated_cvtepi32_ps(__m512i a) {  // VCVTDQ2PS
 #define _mm512_mask_sub_epi8 emulated_mask_sub_epi8
 #define _mm512_maddubs_epi16 emulated_maddubs
 #define _mm512_madd_epi16 emulated_madd_epi16
-#define _mm512_extracti64x4_epi64 emulated_quarter
-#define _mm512_castsi512_si256(a) emulated_quarter(a, 0)
+#define _mm512_shuffle_i64x2 emulated_shuffle_i64x2
 #define _mm512_dpbusd_epi32 emulated_dpbusd
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_add_ps emulated_add_ps

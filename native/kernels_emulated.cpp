@@ -9,6 +9,7 @@
 #include "emulated_avx512.h"
 #include "kernels.h"
 
+#define LSB_EMULATED 1
 #define __AVX512F__ 1
 #define __AVX512BW__ 1
 #if defined(LSB_EMULATE_VNNI)

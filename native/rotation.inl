@@ -46,18 +46,35 @@ static void hadamard(float* x, int64_t size) {
       }
 }
 
+// Columns [i, block) in runs of N vectors V: out[i] = sum_b m[b * step] x[b][i], in order of b. Returns
+// where the runs end.
+template <typename V, int N>
+static int64_t mix_columns(const float* x, int64_t count, int64_t block, const float* m, int64_t step, int64_t i,
+                           float* out) {
+  constexpr int64_t kWidth = sizeof(V) / sizeof(float), kRun = N * kWidth;
+  for (; i + kRun <= block; i += kRun) {
+    V s[N] = {};
+    for (int64_t b = 0; b < count; ++b)
+      for (int n = 0; n < N; ++n) {
+        V v;  // one at a time: an array of them would pass through memory
+        std::memcpy(&v, x + b * block + i + n * kWidth, sizeof v);
+        s[n] += m[b * step] * v;
+      }
+    for (int n = 0; n < N; ++n) std::memcpy(out + i + n * kWidth, &s[n], sizeof s[n]);
+  }
+  return i;
+}
+
 // out[a][i] = sum_b mix(a, b) x[b][i] over the cols/block blocks.
 static void mix_blocks(const float* x, int64_t count, int64_t block, const float* mix, bool transpose,
                        float* out) {
-  for (int64_t a = 0; a < count; ++a)
-    for (int64_t i = 0; i < block; i += 4) {
-      float s[4] = {};
-      for (int64_t b = 0; b < count; ++b) {
-        float m = transpose ? mix[b * count + a] : mix[a * count + b];
-        for (int l = 0; l < 4; ++l) s[l] += m * x[b * block + i + l];
-      }
-      std::memcpy(out + a * block + i, s, sizeof s);
-    }
+  typedef float v4 __attribute__((vector_size(16)));
+  for (int64_t a = 0; a < count; ++a, out += block) {
+    const float* m = transpose ? mix + a : mix + a * count;
+    const int64_t step = transpose ? count : 1;
+    const int64_t done = mix_columns<vf, 4>(x, count, block, m, step, 0, out);
+    mix_columns<v4, 1>(x, count, block, m, step, done, out);
+  }
 }
 
 // Forward: y = (mix x H / sqrt(block)) (scale * x). Inverse: x = scale * (transposed rotation) y.

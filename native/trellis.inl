@@ -70,8 +70,10 @@ static inline void over_strips(const BlockRows& rows, int64_t begin, int64_t end
 
 // out[rows of `groups` row groups] += (sums - offset) * scale.
 static inline void add_groups(const vsum* sums, int groups, int32_t offset, float scale, float* out) {
-  for (int g = 0; g < groups; g += 2) add_rows(sums[g], sums[g + 1], offset, scale, out + g * kRowGroup);
+  for (int g = 0; g < groups; g += kGroupsFolded) add_rows(sums + g, offset, scale, out + g * kRowGroup);
 }
+
+constexpr int64_t kFetchAhead = 4096;  // bytes of a plane: a page, where a processor's own reading ahead stops
 
 // One token and B blocks of rows that follow each other in the streams: weights never leave the
 // registers, and the nibbles of a block serve the next one. out [B][32]
@@ -88,6 +90,7 @@ static void single(const TileView& v, const Tables& tables, const BlockRows& row
       for (int64_t at = begin * kRegisters; at < end * kRegisters; ++at) {
         Past<kDeep> past[K];
         load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
+        for (int k = 0; k < K; ++k) __builtin_prefetch(now[k] + at * LSB_BYTES + kFetchAhead);
         const Fixed values = fix(spread(x.rows + at / kRegisters * kStrip, at % kRegisters));
         for (int b = 0; b < B; ++b) {
           decode_register<K, kDeep>(past, now, at * LSB_BYTES + b * block_bytes, tables,
@@ -167,6 +170,8 @@ static void decode_strips(const TileView& v, const Tables& tables, const BlockRo
   kShapes[deep(v)][v.count - 1](tables, rows, begin, end, panel);
 }
 
+constexpr int kBlocksMost = 2;
+
 template <int B>
 static void single_token(const TileView& v, const Tables& tables, const BlockRows& rows, const Activations& x, float* out) {
   static const Single kShapes[2][kPlanesPerGroup] = {
@@ -178,9 +183,11 @@ static void single_token(const TileView& v, const Tables& tables, const BlockRow
 #else
 
 constexpr bool kBiased = false;
-constexpr int kBlocksAtOnce = 1;
+constexpr int kBlocksMost = 1;
 constexpr int kManyTokens = 1;
 constexpr int kRegisterBytes = kStripBytes;
+
+static int blocks_at_once(int) { return 1; }
 
 struct Tables {
   explicit Tables(const TileView&) {}
@@ -244,15 +251,16 @@ static void many_tokens(const TileView& v, const Tables& tables, const BlockRows
 static void planes_matmul(const TileView& v, const Activations& x, const float* row_scale, float unit,
                           int64_t begin, int64_t end, float* out, int64_t stride, bool accumulate, void* scratch) {
   float* sums = (float*)scratch;
-  uint8_t* panel = (uint8_t*)(sums + (x.tokens + kBlocksAtOnce - 1) * kBlockRows);
+  uint8_t* panel = (uint8_t*)(sums + (x.tokens + kBlocksMost - 1) * kBlockRows);
   const Tables tables(v);
   BlockRows rows;
+  const int64_t at_once = x.tokens == 1 ? blocks_at_once(v.count) : 1;
   for (int64_t block = begin, count; block < end; block += count) {
-    count = x.tokens == 1 && end - block >= kBlocksAtOnce ? kBlocksAtOnce : 1;
+    count = end - block >= at_once ? at_once : 1;
     locate(v, block, &rows);
     std::memset(sums, 0, x.tokens * count * kBlockRows * sizeof(float));
 #if defined(LSB_BYTES)
-    if (x.tokens == 1) (count == 1 ? single_token<1> : single_token<kBlocksAtOnce>)(v, tables, rows, x, sums);
+    if (x.tokens == 1) (count == 1 ? single_token<1> : single_token<kBlocksMost>)(v, tables, rows, x, sums);
     else
 #endif
     many_tokens(v, tables, rows, x, panel, sums);

@@ -1,6 +1,6 @@
 // Bytes of a plane to weights, where a lookup takes a nibble alone: every nibble is shifted down.
 
-constexpr int kBlocksAtOnce = 2;    // a block's nibbles serve the next one
+static int blocks_at_once(int) { return 2; }  // a block's nibbles serve the next one
 
 struct Tables {
   vb hash[2], levels[kPlanesPerGroup];

@@ -2,7 +2,8 @@
 // of stream bits holds three nibbles, at bits 0, 1 and 2, each with tables made for its place.
 // Three shifts then serve eight steps.
 
-constexpr int kBlocksAtOnce = 1;    // more leave no registers for the sums
+// Blocks of one token: with more planes there are no registers left for the sums of a second.
+static int blocks_at_once(int planes) { return planes == 1 ? 2 : 1; }
 
 struct Indices {                    // 0 .. 63
   alignas(64) uint8_t at[64];

@@ -24,7 +24,7 @@ static inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); retu
 // Loaded once, for several uses: gcc would read it from memory for each, and loads set the pace.
 static inline vf load_once(const float* p) {
   vf v = load(p);
-#if defined(__AVX__)
+#if defined(__AVX__) && !defined(LSB_EMULATED)
   __asm__("" : "+v"(v));
 #endif
   return v;
