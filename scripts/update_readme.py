@@ -166,14 +166,26 @@ def speed_table() -> str:
         f"{peers['machine']['instruction_set']}), a prompt of {peers['prompt']} tokens, then "
         f"{peers['generate']} one by one, taking turns ([peers.json](benches/results/peers.json)):",
         "",
-        "| | size | prompt tokens/s | generated tokens/s |",
-        "|---|---|---|---|",
+        "| | bits/weight | size | prompt tokens/s | generated tokens/s |",
+        "|---|---|---|---|---|",
     ]
     for row in peers["rows"]:
         lines.append(
-            f"| {row['name']} | {row['bytes'] / 1e6:.0f} MB | {row['prompt_per_second']:.0f} | "
-            f"{row['generated_per_second']:.1f} |"
+            f"| {row['name']} | {row['bits_per_weight']:.2f} | {row['bytes'] / 1e6:.0f} MB | "
+            f"{row['prompt_per_second']:.0f} | {row['generated_per_second']:.1f} |"
         )
+    lines += [
+        "",
+        "Beside each peer's file that is nearest in bits a weight:",
+        "",
+        "| | peer | prompt | generation |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {ratio['name']} | {ratio['peer']} | {ratio['prompt']:.2f}x | "
+        f"{ratio['generated']:.2f}x |"
+        for ratio in peers["ratios"]
+    ]
     return "\n".join(lines)
 
 

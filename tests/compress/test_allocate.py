@@ -31,8 +31,9 @@ from loop_singular_bit.compress.pipeline import (
     write_artefacts,
 )
 from loop_singular_bit.compress.source import Source, open_source
+from loop_singular_bit.compress.spend import predicted_nats
 from loop_singular_bit.errors import BudgetError, UsageError
-from loop_singular_bit.models.spec import Role, all_tensors
+from loop_singular_bit.models.spec import LINEAR_ROLES, Role, all_tensors
 
 TEXT = "The river runs slowly past the old mill. " * 40
 SOURCES = {
@@ -184,6 +185,23 @@ def test_no_exchange_of_a_plane_would_save(sources: Mapping[str, Source]) -> Non
                 - distortion(WINDOW_DEFAULT, planes[two])
             )
             assert gained <= paid * 1.0001
+
+
+def test_outliers_are_kept_where_they_hold_much(sources: Mapping[str, Source]) -> None:
+    source = sources["untied"]
+    costs, one = sensitivity(source, 2), "layers.1.down"
+    names = [t.name for t in all_tensors(source.spec) if t.role in LINEAR_ROLES]
+    kept = {name: (0.0, 1e-6, 1e-5, 1e-4) for name in names} | {one: (0.0, 0.0, 0.9, 0.95)}
+    size = make_plan(source, CodecOptions(planes=3), Budgets()).size_bytes_max
+    budgets, options = Budgets(storage_gb=size / 1e9), CodecOptions(outlier_ratio="auto")
+    found = make_plan(source, options, budgets, 0, costs, kept=kept)
+    shares = {n: c.outlier_ratio for n, c in found.codecs.items() if isinstance(c, Planes)}
+    assert {name for name, share in shares.items() if share} == {one}
+    assert shares[one] in (1e-3, 5e-3) and found.size_bytes_max <= size
+    assert set(found.outliers.values()) == {1} and set(found.outliers) == {shares[one]}
+    without = make_plan(source, options, budgets, 0, costs)
+    assert predicted_nats(found.codecs, costs, kept) < predicted_nats(without.codecs, costs, kept)
+    assert predicted_nats(without.codecs, costs, kept) == pytest.approx(predicted(without, costs))
 
 
 def test_a_codec_that_was_fixed_gets_no_planes(sources: Mapping[str, Source]) -> None:

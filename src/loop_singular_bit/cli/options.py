@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -53,11 +53,23 @@ def budget_options(command: F) -> F:
     return command
 
 
+def _outlier_ratio(
+    context: click.Context, parameter: click.Parameter, text: str
+) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no number, nor auto") from error
+
+
 def codec_options(command: F) -> F:
     """--codec, --planes, --window, --block, --outlier-ratio, --embedding."""
     for option in (
         click.option("--embedding", default="planes", show_default=True, help="Or int8, raw."),
-        click.option("--outlier-ratio", default=0.0, show_default=True, help="Share kept exactly."),
+        click.option("--outlier-ratio", default="0", show_default=True, callback=_outlier_ratio,
+                     help="Share kept exactly, or auto: as much as is worth its bytes."),
         click.option("--block", default=4, show_default=True, help="Columns between feedbacks."),
         click.option("--window", default=8, show_default=True, help="L: bits that select a value."),
         click.option("--planes", type=int, help="Loops of a matrix [default: by budget]."),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 from loop_singular_bit.budget import GIGABYTE
 from loop_singular_bit.codec.codecs import (
@@ -20,7 +21,7 @@ from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.tables import WINDOW_DEFAULT, WINDOW_MAX, WINDOW_MIN, WINDOWS
 from loop_singular_bit.codec.tiling import ROW_TILE_ROWS, TILE_ROWS
 from loop_singular_bit.compress.encode import input_seed
-from loop_singular_bit.compress.spend import spent
+from loop_singular_bit.compress.spend import Kept, spent
 from loop_singular_bit.container.layout import RecordPlan, plan_layout
 from loop_singular_bit.engine.sweep import SITE_OF_ROLE
 from loop_singular_bit.errors import BudgetError, UsageError
@@ -35,6 +36,7 @@ from loop_singular_bit.models.spec import (
 
 PLANES_DEFAULT = 4
 PLANES_MOST = 6  # beyond, int8 activations cost more than another plane gives
+AUTO: Final = "auto"
 EMBEDDING_PLANES_MORE = 2  # a row is one token: an error there is not averaged over a sum
 
 # Who gets one more plane first when a budget leaves room: small and sensitive before large.
@@ -50,6 +52,8 @@ class CodecOptions:
 
     codec      "planes" or a baseline for the linear layers
     planes     loops of every linear matrix
+    outlier_ratio  share of each linear matrix kept exactly; "auto": what the planner finds worth
+                   its bytes in each
     embedding  "planes", "int8" or "raw" for embedding and head
     """
 
@@ -57,7 +61,7 @@ class CodecOptions:
     planes: int | None = None
     window: int = WINDOW_DEFAULT
     block: int = 4
-    outlier_ratio: float = 0.0
+    outlier_ratio: float | Literal["auto"] = 0.0
     embedding: str = "planes"
 
     def __post_init__(self) -> None:
@@ -72,8 +76,20 @@ class CodecOptions:
             raise UsageError(f"--window {self.window}: must be {WINDOW_MIN}..{WINDOW_MAX}")
         if self.block not in (4, 8, 16, 32, 64):
             raise UsageError(f"--block {self.block}: must be 4, 8, 16, 32 or 64")
-        if not 0 <= self.outlier_ratio <= 0.5:
-            raise UsageError(f"--outlier-ratio {self.outlier_ratio}: must be between 0 and 0.5")
+        if self.outlier_ratio != AUTO and not 0 <= self.outlier_ratio <= 0.5:
+            raise UsageError(
+                f"--outlier-ratio {self.outlier_ratio}: must be between 0 and 0.5, or {AUTO}"
+            )
+        if self.outlier_ratio == AUTO and (self.codec != "planes" or self.planes is not None):
+            raise UsageError(
+                f"--outlier-ratio {AUTO} weighs outliers against planes: leave out --codec "
+                "and --planes"
+            )
+
+    @property
+    def fixed_outliers(self) -> float:
+        """The share that every linear matrix keeps at least."""
+        return 0.0 if self.outlier_ratio == AUTO else self.outlier_ratio
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,12 @@ class Goal:
     sensitivity  nats that each matrix costs at a relative error of 1 (compress/sensitivity.py)
     nats         what all matrices together may be predicted to cost: of all plans that hold it the
                  smallest is wanted. 0: as little as the storage allows.
+    kept         what outliers hold, of the matrices that may have some (compress/spend.py)
     """
 
     sensitivity: Mapping[str, float]
     nats: float = 0.0
+    kept: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,12 @@ class Plan:
             if isinstance(codec, Planes):
                 counts[codec.options.planes] = counts.get(codec.options.planes, 0) + 1
         return counts
+
+    @property
+    def outliers(self) -> dict[float, int]:
+        """How many matrices keep which share of outliers, those with none left out."""
+        shares = [c.outlier_ratio for c in self.codecs.values() if isinstance(c, Planes | Outlier1)]
+        return {share: shares.count(share) for share in sorted(set(shares) - {0.0})}
 
 
 Sized = Callable[[Mapping[str, Codec]], Plan]  # what codecs come to
@@ -197,10 +221,10 @@ def _spend(
     """Planes where their bytes save most, within the budget and `most` of each matrix, until the
     goal is reached."""
     if storage_bytes is None:
-        return sized(spent(spec, least, None, goal.sensitivity, most, goal.nats))
+        return sized(spent(spec, least, None, goal.sensitivity, most, goal.nats, goal.kept))
     left = storage_bytes - sized(least).size_bytes_max
     while True:
-        found = sized(spent(spec, least, left, goal.sensitivity, most, goal.nats))
+        found = sized(spent(spec, least, left, goal.sensitivity, most, goal.nats, goal.kept))
         if found.size_bytes_max <= storage_bytes:
             return found
         left -= found.size_bytes_max - storage_bytes  # extents are aligned, and the index grew
@@ -219,12 +243,12 @@ def _require(found: Plan, storage_bytes: int | None, spec: ModelSpec) -> None:
 def uniform(spec: ModelSpec, options: CodecOptions, planes: int) -> dict[str, Codec]:
     """Codecs of all matrices, with that many planes in the linear ones."""
     linear: Codec = (
-        Planes(PlaneOptions(planes, options.window, options.block), options.outlier_ratio)
+        Planes(PlaneOptions(planes, options.window, options.block), options.fixed_outliers)
         if options.codec == "planes"
         else BASELINES[options.codec]
     )
-    if isinstance(linear, Outlier1) and options.outlier_ratio:
-        linear = replace(linear, outlier_ratio=options.outlier_ratio)
+    if isinstance(linear, Outlier1) and options.fixed_outliers:
+        linear = replace(linear, outlier_ratio=options.fixed_outliers)
     codecs: dict[str, Codec] = {}
     for tensor in all_tensors(spec):
         if tensor.role in LINEAR_ROLES:

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit import _native
 from loop_singular_bit.budget import GIGABYTE, MEGABYTE, Budgets
-from loop_singular_bit.compress.allocate import CodecOptions, Plan
+from loop_singular_bit.compress.allocate import AUTO, CodecOptions, Plan
 from loop_singular_bit.compress.card import NOT_RUN, model_card
 from loop_singular_bit.compress.checkpoint import (
     Work,
@@ -34,7 +34,9 @@ from loop_singular_bit.compress.pipeline import (
     write_artefacts,
 )
 from loop_singular_bit.compress.rounds import Made, Round, close_loop
+from loop_singular_bit.compress.sensitivity import worth_keeping
 from loop_singular_bit.compress.source import Source, open_source
+from loop_singular_bit.compress.spend import predicted_nats
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.engine.text import Text
@@ -108,12 +110,13 @@ def artefact_size_bytes(directory: Path) -> int:
 class LoopCompressor:
     """Compresses a model under budgets and measures what it wrote.
 
-    outlier_ratio      share of weights of each matrix kept exactly, 0..0.5
+    outlier_ratio      share of weights of each matrix kept exactly, 0..0.5; "auto": in each as many
+                       as are worth their bytes
     target_storage_gb  10^9 bytes on disk; picks the planes
     target_ram_mb      10^6 bytes of a process that runs the artefact
     """
 
-    outlier_ratio: float = 0.02
+    outlier_ratio: float | Literal["auto"] = 0.02
     target_ram_mb: float | None = 400
     target_storage_gb: float | None = 4.0
     quality_threshold: float | None = 1.0
@@ -132,6 +135,12 @@ class LoopCompressor:
         self._options = self.codec or CodecOptions(
             planes=self.planes, outlier_ratio=self.outlier_ratio
         )
+
+        if self._options.outlier_ratio == AUTO and not self.calibration.guided:
+            raise UsageError(
+                f"--outlier-ratio {AUTO} needs to know what the loss depends on: "
+                "leave out --no-guidance"
+            )
 
     def compress_model(
         self, model: str | Path, output_dir: str | Path | None = None
@@ -179,9 +188,10 @@ class LoopCompressor:
         """The artefact; where a loss is allowed and planes are free, the best of some rounds."""
         seed, limit = self.calibration.seed, self.budgets.loss_percent
         sensitivity = calibration.sensitivity if calibration else None
+        kept = worth_keeping(source, self._options)
 
         def planned(nats: float) -> Plan:
-            return make_plan(source, self._options, self.budgets, seed, sensitivity, nats)
+            return make_plan(source, self._options, self.budgets, seed, sensitivity, nats, kept)
 
         def make(plan: Plan, place: Path) -> Made:
             quality = work.quality(plan, windows)
@@ -198,7 +208,11 @@ class LoopCompressor:
 
         if limit is None or sensitivity is None or self._options.planes is not None:
             return make(planned(0.0), work.artefact), []
-        return close_loop(limit, sensitivity, planned, make, work.stages.folder)
+
+        def predicted(plan: Plan) -> float:
+            return predicted_nats(plan.codecs, sensitivity, kept)
+
+        return close_loop(limit, predicted, planned, make, work.stages.folder)
 
     def report(self, source: Source, measured: Measured, directory: Path) -> CompressionResult:
         """What `compress --json` prints; also written as report.json and the model card."""
@@ -312,6 +326,7 @@ def measured_facts(
         "seconds": measured.seconds,
         "compress_ram_peak_bytes": peak_rss_bytes(),
         "planes": {str(k): v for k, v in sorted(measured.written.plan.planes.items())},
+        "outliers": {f"{k:g}": v for k, v in measured.written.plan.outliers.items()},
         "rounds": [asdict(each) for each in measured.rounds],
     }
 

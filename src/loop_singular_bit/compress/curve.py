@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from loop_singular_bit.budget import GIGABYTE, Budgets
-from loop_singular_bit.compress.allocate import CodecOptions, Plan
+from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
 from loop_singular_bit.compress.pipeline import (
     CalibrationOptions,
@@ -19,6 +19,7 @@ from loop_singular_bit.compress.pipeline import (
     silent,
 )
 from loop_singular_bit.compress.rounds import nats_of
+from loop_singular_bit.compress.sensitivity import worth_keeping
 from loop_singular_bit.compress.source import Source
 from loop_singular_bit.compress.spend import predicted_nats
 from loop_singular_bit.errors import BudgetError
@@ -52,11 +53,13 @@ def loss_curve(
 
     Raises InputRefusedError when the text is too short.
     """
-    sensitivity = _sensitivity(source, text, progress)
+    sensitivity, kept = _sensitivity(source, text, progress), worth_keeping(source, options)
 
     def point(budgets: Budgets, nats: float = 0.0) -> CurvePoint:
-        plan = make_plan(source, options, budgets, 0, sensitivity, nats)
-        return _point(plan, sensitivity, parameter_count(source.spec))
+        plan = make_plan(source, options, budgets, 0, sensitivity, nats, kept)
+        cost = predicted_nats(plan.codecs, sensitivity, kept)
+        bits = 8 * plan.size_bytes / parameter_count(source.spec)
+        return CurvePoint(plan.size_bytes, bits, cost, 100 * math.expm1(cost))
 
     found = []
     for each in bits:
@@ -76,9 +79,3 @@ def _sensitivity(source: Source, text: str, progress: Progress) -> dict[str, flo
         found = make_calibration(source, network, options, Path(folder), progress)
     assert found.sensitivity is not None
     return dict(found.sensitivity)
-
-
-def _point(plan: Plan, sensitivity: dict[str, float], parameters: int) -> CurvePoint:
-    nats = predicted_nats(plan.codecs, sensitivity)
-    bits = 8 * plan.size_bytes / parameters
-    return CurvePoint(plan.size_bytes, bits, nats, 100 * math.expm1(nats))

@@ -42,6 +42,7 @@ from loop_singular_bit.compress.openings import first_id, openings
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers, source_text
 from loop_singular_bit.compress.sensitivity import sensitivities
 from loop_singular_bit.compress.source import Source
+from loop_singular_bit.compress.spend import Kept
 from loop_singular_bit.container.writer import ContainerWriter
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
 from loop_singular_bit.engine.network import Network
@@ -135,12 +136,13 @@ def make_plan(
     seed: int = 0,
     sensitivity: Mapping[str, float] | None = None,
     nats: float = 0.0,
+    kept: Kept | None = None,
 ) -> Plan:
     """The plan for a source and its exact size; sensitivity: as in `Calibration`, None before it is
-    known; nats: as in `Goal`. Raises BudgetError when storage cannot hold it."""
+    known; nats, kept: as in `Goal`. Raises BudgetError when storage cannot hold it."""
     dtypes = {t.name: source.dtype(t) for t in all_tensors(source.spec)}
     companions = sum(len(data) for data in source.companion_files().values())
-    goal = None if sensitivity is None else Goal(sensitivity, nats)
+    goal = None if sensitivity is None else Goal(sensitivity, nats, kept or {})
     return allocate.plan(
         source.spec, dtypes, companions, options, budgets.storage_bytes, seed, goal
     )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loop_singular_bit.compress.allocate import Plan
 from loop_singular_bit.compress.pipeline import Written
-from loop_singular_bit.compress.spend import predicted_nats
 from loop_singular_bit.measure.quality import Quality
 
 ROUNDS = 3  # artefacts made at most: the first, and two corrections
@@ -78,15 +77,15 @@ class Made:
 
 def close_loop(
     limit_percent: float,
-    sensitivity: Mapping[str, float],
+    predicted: Callable[[Plan], float],
     planned: Callable[[float], Plan],
     make: Callable[[Plan, Path], Made],
     folder: Path,
 ) -> tuple[Made, list[Round]]:
     """The best artefact of some rounds, in a directory in `folder`, and what each round gave.
 
-    planned(nats): the smallest plan predicted to cost as little. make(plan, directory): encodes
-    and measures it, or finds that a stopped run has.
+    predicted(plan): the nats it costs. planned(nats): the smallest plan predicted to cost as
+    little. make(plan, directory): encodes and measures it, or finds that a stopped run has.
     """
     rounds: list[Round] = []
     best: Made | None = None
@@ -95,8 +94,7 @@ def close_loop(
         place = folder / f"round-{len(rounds) + 1}"
         place.mkdir(exist_ok=True)
         made = make(plan, place)
-        predicted = predicted_nats(plan.codecs, sensitivity)
-        rounds.append(Round(predicted, made.quality.quality_loss, plan.size_bytes))
+        rounds.append(Round(predicted(plan), made.quality.quality_loss, plan.size_bytes))
         better = best_round(limit_percent, rounds) == len(rounds) - 1
         dropped, best = (best, made) if better else (made, best)
         if dropped is not None:

@@ -17,9 +17,12 @@ import numpy.typing as npt
 from loop_singular_bit.codec.codecs import Planes
 from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.weights import Weight
+from loop_singular_bit.compress.allocate import AUTO, CodecOptions
 from loop_singular_bit.compress.encode import DAMPING, channel_scale, original_matrix
 from loop_singular_bit.compress.guidance import Guidance, Importance
-from loop_singular_bit.compress.original import OriginalNetwork
+from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.source import Source
+from loop_singular_bit.compress.spend import OUTLIER_SHARES, Kept
 from loop_singular_bit.engine.sweep import SITE_OF_ROLE, InputSite
 from loop_singular_bit.models.spec import LINEAR_ROLES, Role
 
@@ -59,6 +62,43 @@ def _top(network: OriginalNetwork, guidance: Guidance) -> dict[str, float]:
     if spec.tied_head:
         return {"embed": as_head + as_rows}
     return {"embed": as_rows, "head": as_head}
+
+
+def worth_keeping(source: Source, options: CodecOptions) -> Kept:
+    """What outliers hold (`outlier_energy`) where their share is left to the planner."""
+    if options.outlier_ratio != AUTO:
+        return {}
+    return outlier_energy(OriginalNetwork(source, resident_layers(source)))
+
+
+def outlier_energy(network: OriginalNetwork) -> dict[str, tuple[float, ...]]:
+    """The share of the energy of each linear matrix, scaled as it is encoded, that its largest
+    weights hold: so many as each of OUTLIER_SHARES says, by name."""
+    found: dict[str, tuple[float, ...]] = {}
+    for index in range(network.spec.layers):
+        layer = network.layer(index)
+        for site in InputSite:
+            group = {r: getattr(layer, r.value) for r in LINEAR_ROLES if SITE_OF_ROLE[r] is site}
+            scale = _scale(group)
+            for role, weight in group.items():
+                W = weight.dense_rows(0, weight.rows)
+                found[f"layers.{index}.{role.value}"] = _held(W, scale)
+    return found
+
+
+def _held(W: Floats, scale: Floats) -> tuple[float, ...]:
+    """Of ||W diag(1/scale)||^2, what the largest |W| hold."""
+    counts = [round(share * W.size) for share in OUTLIER_SHARES]
+    if not counts[-1]:
+        return (0.0,) * len(counts)
+    magnitude = np.abs(W).ravel()
+    largest = np.argpartition(magnitude, W.size - counts[-1])[W.size - counts[-1] :]
+    largest = largest[np.argsort(-magnitude[largest], kind="stable")]
+    energy = (W.ravel()[largest] / scale[largest % W.shape[1]]).astype(np.float64) ** 2
+    held = np.concatenate([[0.0], np.cumsum(energy)])
+    W /= scale
+    total = float(np.einsum("rc,rc->", W, W, dtype=np.float64))
+    return tuple(float(held[count]) / total if total else 0.0 for count in counts)
 
 
 def _scale(group: Mapping[Role, Weight]) -> Floats:

@@ -29,6 +29,7 @@ from loop_singular_bit.compress.pipeline import (
     make_plan,
     write_artefacts,
 )
+from loop_singular_bit.compress.sensitivity import worth_keeping
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.runtime import usable_cores
 from loop_singular_bit.measure.probe import RunRequest, probe_run
@@ -108,7 +109,12 @@ def guided_plans(
     return [
         (
             make_plan(
-                source, variant.codec, Budgets(variant.storage_gb), seed, calibration.sensitivity
+                source,
+                variant.codec,
+                Budgets(variant.storage_gb),
+                seed,
+                calibration.sensitivity,
+                kept=worth_keeping(source, variant.codec),
             ),
             directory,
         )
