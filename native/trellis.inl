@@ -73,7 +73,9 @@ static inline void add_groups(const vsum* sums, int groups, int32_t offset, floa
   for (int g = 0; g < groups; g += kGroupsFolded) add_rows(sums + g, offset, scale, out + g * kRowGroup);
 }
 
-constexpr int64_t kFetchAhead = 4096;  // bytes of a plane: a page, where a processor's own reading ahead stops
+// Bytes of a plane: a page, where a processor's own reading ahead stops. Narrower tiers do not decode
+// fast enough to wait for it.
+constexpr int64_t kFetchAhead = LSB_BYTES == 64 ? 4096 : 0;
 
 // One token and B blocks of rows that follow each other in the streams: weights never leave the
 // registers, and the nibbles of a block serve the next one. out [B][32]
@@ -90,7 +92,7 @@ static void single(const TileView& v, const Tables& tables, const BlockRows& row
       for (int64_t at = begin * kRegisters; at < end * kRegisters; ++at) {
         Past<kDeep> past[K];
         load_past<K, kDeep>(before, before2, at * LSB_BYTES, past);
-        for (int k = 0; k < K; ++k) __builtin_prefetch(now[k] + at * LSB_BYTES + kFetchAhead);
+        for (int k = 0; k < K && kFetchAhead; ++k) __builtin_prefetch(now[k] + at * LSB_BYTES + kFetchAhead);
         const Fixed values = fix(spread(x.rows + at / kRegisters * kStrip, at % kRegisters));
         for (int b = 0; b < B; ++b) {
           decode_register<K, kDeep>(past, now, at * LSB_BYTES + b * block_bytes, tables,
