@@ -92,15 +92,6 @@ def size_table() -> str:
             f"1/{point['compression_ratio']:.2f} | {figures} | "
             f"{100 * point['quality']['top1_agreement']:.1f} % |"
         )
-    newer = load("quality_qwen_16k")
-    lines += [
-        "",
-        "These are of L = 7 and 8192 sampled tokens. With the defaults, L = 8 "
-        "([decision 16](docs/decisions/0016-windows.md)) and 16384, "
-        f"{newer['bits_per_weight']:.2f} bits a weight lose {newer['quality_loss']:+.1f} %, KL "
-        f"{newer['kl_mean']:.4f}, on the same tokens of wikitext2-valid "
-        "([quality_qwen_16k.json](benches/results/quality_qwen_16k.json)).",
-    ]
     return "\n".join(lines)
 
 
