@@ -20,15 +20,12 @@ import numpy.typing as npt
 from machine import machine_facts, write_result
 
 from loop_singular_bit.codec.codecs import Planes
-from loop_singular_bit.codec.outliers import index_bytes_expected
 from loop_singular_bit.codec.planes import PlaneOptions, distortion
 from loop_singular_bit.codec.tables import WINDOW_DEFAULT
-from loop_singular_bit.compress.encode import channel_scale, original_matrix
 from loop_singular_bit.compress.original import OriginalNetwork, resident_layers
+from loop_singular_bit.compress.sensitivity import scaled_matrices
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.compress.spend import OUTLIER_SHARES
-from loop_singular_bit.engine.sweep import SITE_OF_ROLE, InputSite
-from loop_singular_bit.models.spec import LINEAR_ROLES
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,8 +47,11 @@ def break_even(rows: int, cols: int) -> list[float]:
     gain = math.log(distortion(WINDOW_DEFAULT, 3) / distortion(WINDOW_DEFAULT, 4))
     found = []
     for share in OUTLIER_SHARES:
-        count = round(share * rows * cols)
-        nbytes = 2 * rows + index_bytes_expected(rows, cols, count) + 2 * count
+        plain, kept = (
+            sum(Planes(PlaneOptions(1), each).extent_bytes(rows, cols, "f16").values())
+            for each in (0.0, share)
+        )
+        nbytes = kept - plain
         found.append(1 - math.exp(-gain * 8 * nbytes / (rows * cols)))
     return found
 
@@ -73,17 +73,10 @@ def main() -> None:
     options = parser.parse_args()
     source = open_source(str(options.model))
     network = OriginalNetwork(source, resident_layers(source))
-    rows = []
-    for index in range(source.spec.layers):
-        layer = network.layer(index)
-        weights = {role: getattr(layer, role.value) for role in LINEAR_ROLES}
-        for site in InputSite:
-            group = [role for role in LINEAR_ROLES if SITE_OF_ROLE[role] is site]
-            codec = Planes(PlaneOptions(1))
-            scale = channel_scale([(original_matrix(r.value, weights[r]), codec) for r in group])
-            for role in group:
-                name = f"layers.{index}.{role.value}"
-                rows.append(matrix_row(name, weights[role].dense(), scale))
+    rows = [
+        matrix_row(matrix.name, matrix.weight.dense(), matrix.scale)
+        for matrix in scaled_matrices(network)
+    ]
     rows.sort(key=lambda row: -row["kurtosis"])
     for row in rows[:5]:
         print(f"{row['name']:18} kurtosis {row['kurtosis']:9.1f} -> {row['kurtosis_scaled']:6.1f}")

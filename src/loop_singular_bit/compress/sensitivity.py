@@ -9,7 +9,8 @@ are correlated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +38,37 @@ FEEDBACK: Mapping[Role, float] = {
 
 def sensitivities(network: OriginalNetwork, guidance: Guidance) -> dict[str, float]:
     """Nats a token that each matrix costs if its relative error is 1, by name."""
-    found: dict[str, float] = {}
-    for index, of_layer in enumerate(guidance.layers):
+    found = {
+        matrix.name: FEEDBACK[matrix.role]
+        * _cost(matrix.weight, matrix.scale, guidance.layers[matrix.layer][matrix.role])
+        for matrix in scaled_matrices(network)
+    }
+    return found | _top(network, guidance)
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """A linear matrix and the scale of its inputs [cols] that it is encoded with."""
+
+    layer: int
+    role: Role
+    weight: Weight
+    scale: Floats
+
+    @property
+    def name(self) -> str:
+        return f"layers.{self.layer}.{self.role.value}"
+
+
+def scaled_matrices(network: OriginalNetwork) -> Iterator[ScaledMatrix]:
+    """Those of every layer; matrices that share an input share its scale."""
+    for index in range(network.spec.layers):
         layer = network.layer(index)
-        weights = {role: getattr(layer, role.value) for role in LINEAR_ROLES}
         for site in InputSite:
-            group = {role: weights[role] for role in LINEAR_ROLES if SITE_OF_ROLE[role] is site}
+            group = {r: getattr(layer, r.value) for r in LINEAR_ROLES if SITE_OF_ROLE[r] is site}
             scale = _scale(group)
             for role, weight in group.items():
-                name = f"layers.{index}.{role.value}"
-                found[name] = FEEDBACK[role] * _cost(weight, scale, of_layer[role])
-    return found | _top(network, guidance)
+                yield ScaledMatrix(index, role, weight, scale)
 
 
 def _top(network: OriginalNetwork, guidance: Guidance) -> dict[str, float]:
@@ -74,20 +95,14 @@ def worth_keeping(source: Source, options: CodecOptions) -> Kept:
 def outlier_energy(network: OriginalNetwork) -> dict[str, tuple[float, ...]]:
     """The share of the energy of each linear matrix, scaled as it is encoded, that its largest
     weights hold: so many as each of OUTLIER_SHARES says, by name."""
-    found: dict[str, tuple[float, ...]] = {}
-    for index in range(network.spec.layers):
-        layer = network.layer(index)
-        for site in InputSite:
-            group = {r: getattr(layer, r.value) for r in LINEAR_ROLES if SITE_OF_ROLE[r] is site}
-            scale = _scale(group)
-            for role, weight in group.items():
-                W = weight.dense_rows(0, weight.rows)
-                found[f"layers.{index}.{role.value}"] = _held(W, scale)
-    return found
+    return {
+        matrix.name: _held(matrix.weight.dense_rows(0, matrix.weight.rows), matrix.scale)
+        for matrix in scaled_matrices(network)
+    }
 
 
 def _held(W: Floats, scale: Floats) -> tuple[float, ...]:
-    """Of ||W diag(1/scale)||^2, what the largest |W| hold."""
+    """Of ||W diag(1/scale)||^2, what the largest |W| hold. W is overwritten."""
     counts = [round(share * W.size) for share in OUTLIER_SHARES]
     if not counts[-1]:
         return (0.0,) * len(counts)

@@ -114,6 +114,5 @@ def _offer(
 ) -> _Offer:
     rows, cols = tensor.shape
     before, after = (sum(c.extent_bytes(rows, cols, "f16").values()) for c in (codec, more))
-    nbytes = max(after - before, 1)  # a share of a small matrix may be no outlier at all
     saved = sensitivity * (_error(codec, kept) - _error(more, kept))
-    return _Offer(-saved / nbytes, tensor.name, nbytes, codec, more)
+    return _Offer(-saved / (after - before), tensor.name, after - before, codec, more)
