@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TEXT, write_tiny_model
@@ -17,6 +19,8 @@ from loop_singular_bit.compress.compressor import (
 )
 from loop_singular_bit.compress.validate import Validation, ValidationOptions, validate
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE
+from loop_singular_bit.engine.memory_plan import Setting
+from loop_singular_bit.engine.runtime import Model, open_model, plan_run
 from loop_singular_bit.errors import BudgetError, InputRefusedError, ResourceError
 from loop_singular_bit.measure.memory_bench import MemoryFigures
 from loop_singular_bit.measure.quality import Perplexity, Quality
@@ -49,6 +53,25 @@ def test_targets_are_what_was_measured(found: Validation) -> None:
         "ram": found.run.use.peak_bytes / 1e6,
         "quality": found.quality.quality_loss,
     }
+
+
+def test_the_whole_model_streams_where_the_target_asks_for_it(
+    found: Validation, tiny_artefact: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed: list[int | None] = []
+    needed = plan_run(tiny_artefact, Setting(SHORT.context, 1, "16", 1), None).ledger.total_bytes
+    budgets = replace(GENEROUS, ram_mb=(needed - 1) / 1e6)
+
+    def opened(*args: Any, **options: Any) -> AbstractContextManager[Model]:
+        streamed.append(options["ram_bytes"])
+        return open_model(*args, **options)
+
+    monkeypatch.setattr(module, "open_model", opened)
+    plan = plan_run(tiny_artefact, Setting(SHORT.context, 1, "16", 1), budgets.ram_bytes)
+    assert plan.streamed
+    again = validate(tiny_artefact, replace(OPTIONS, against=str(tiny_model), budgets=budgets))
+    assert streamed == [budgets.ram_bytes]
+    assert again.quality == found.quality
 
 
 def test_alone_there_is_no_quality_target(tiny_artefact: Path) -> None:

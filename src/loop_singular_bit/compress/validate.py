@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,20 @@ from loop_singular_bit.compress.tensor_errors import (
     checked_tensors,
     compared_tensors,
 )
-from loop_singular_bit.engine.artefact import ArtefactNetwork, ResidentNetwork
-from loop_singular_bit.engine.network import Network
-from loop_singular_bit.engine.runtime import choose_context, usable_cores
+from loop_singular_bit.engine.artefact import ArtefactNetwork
+from loop_singular_bit.engine.memory_plan import Setting
+from loop_singular_bit.engine.runtime import choose_context, open_model, plan_run, usable_cores
 from loop_singular_bit.engine.text import Text
 from loop_singular_bit.errors import BudgetError, InputRefusedError
 from loop_singular_bit.measure.memory_bench import MemoryFigures, MemoryOptions, measure_memory
 from loop_singular_bit.measure.quality import (
+    EngineScorer,
     NetworkScorer,
     Perplexity,
     Quality,
-    compare,
+    compare_tokens,
     perplexity,
+    summary,
 )
 from loop_singular_bit.measure.size import size_facts
 from loop_singular_bit.models.spec import ModelSpec, all_tensors, parameter_count
@@ -114,7 +116,7 @@ def validate(
         network.reader.verify_all(lambda done, total: progress("verify", done, total))
         spec = network.spec
         windows = evaluation_windows(text, options.evaluation, spec)
-        tensors, quality = _measured(directory, network, options.against, windows, progress)
+        tensors, quality = _measured(directory, network, options, windows, progress)
     size = size_facts(artefact_size_bytes(directory), parameter_count(spec))
     run = _run(directory, spec, options)
     targets = _targets(options.budgets, size["size_bytes"], run, quality)
@@ -127,41 +129,50 @@ def validate(
 def _measured(
     directory: Path,
     network: ArtefactNetwork,
-    against: str | None,
+    options: ValidationOptions,
     windows: Windows,
     progress: Progress,
 ) -> tuple[list[TensorError], Quality | Perplexity]:
-    count = len(list(all_tensors(network.spec)))
+    count, context = len(list(all_tensors(network.spec))), windows.shape[1] - 1
     tensors: list[TensorError] = []
 
     def evaluated(done: int, total: int) -> None:
         progress("evaluate", done, total)
 
-    if against is None:
-        for tensor in checked_tensors(network):
+    def take(found: Iterator[TensorError]) -> None:
+        for tensor in found:
             tensors.append(tensor)
             progress("tensor", len(tensors), count)
-        context = windows.shape[1] - 1
-        return tensors, _with_weights(
-            directory, lambda n: perplexity(NetworkScorer(n, context), windows, evaluated)
-        )
-    with open_original(against) as (original, _):
-        same_sizes(network.spec, original.spec, against)
-        sequences = max(1, STATISTICS_TOKENS // (windows.shape[1] - 1))
-        tokens = np.ascontiguousarray(windows[:sequences, :-1])
-        for tensor in compared_tensors(network, original, tokens):
-            tensors.append(tensor)
-            progress("tensor", len(tensors), count)
-        return tensors, _with_weights(
-            directory, lambda n: compare([n], original, windows, evaluated)[0]
-        )
+
+    if options.against is None:
+        take(checked_tensors(network))
+        with _scorer(directory, network.spec, context, options) as scorer:
+            return tensors, perplexity(scorer, windows, evaluated)
+    with open_original(options.against) as (original, _):
+        same_sizes(network.spec, original.spec, options.against)
+        sequences = max(1, STATISTICS_TOKENS // context)
+        take(compared_tensors(network, original, np.ascontiguousarray(windows[:sequences, :-1])))
+        with _scorer(directory, network.spec, context, options) as scorer:
+            reference = NetworkScorer(original, context)
+            (found,) = compare_tokens([scorer], reference, windows, evaluated)
+        return tensors, summary(found)
 
 
-def _with_weights(
-    directory: Path, measure: Callable[[Network], Quality | Perplexity]
-) -> Quality | Perplexity:
-    with closing(ResidentNetwork(directory)) as network:
-        return measure(network)
+@contextmanager
+def _scorer(
+    directory: Path, spec: ModelSpec, context: int, options: ValidationOptions
+) -> Iterator[EngineScorer]:
+    """The artefact, within the RAM target where a run can be: the report says where it cannot."""
+    threads = usable_cores() if options.threads is None else options.threads
+    ram_bytes = options.budgets.ram_bytes
+    try:
+        plan_run(directory, Setting(context, 1, "16", threads), ram_bytes)
+    except BudgetError:
+        ram_bytes = None
+    with open_model(
+        directory, ram_bytes=ram_bytes, context=context, threads=threads, kv_bits="16"
+    ) as model:
+        yield EngineScorer(model.engine)
 
 
 def same_sizes(mine: ModelSpec, theirs: ModelSpec, against: str) -> None:

@@ -7,6 +7,7 @@ carry the correlation between neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop_singular_bit.engine.network import Network
-from loop_singular_bit.engine.runtime import Engine
+from loop_singular_bit.engine.runtime import Engine, usable_cores
 from loop_singular_bit.errors import InputRefusedError
 
 Floats = npt.NDArray[np.float32]
@@ -23,6 +24,7 @@ Tokens = npt.NDArray[np.int64]
 
 BLOCK_TOKENS = 64
 LOGIT_ROWS = 64  # rows whose distributions are in memory at once
+THREAD_ROWS = 8  # rows that one thread compares at once
 
 
 @dataclass(frozen=True)
@@ -193,16 +195,35 @@ def compare_tokens(
     count, context = tokens.shape[0], tokens.shape[1] - 1
     rows = _rows(context)
     parts: list[list[Doubles]] = [[] for _ in scorers]
-    for index, window in enumerate(tokens):
-        ids, wanted = window[:-1].tolist(), window[1:]
-        streams = [each.scores(ids, rows) for each in (reference, *scorers)]
-        for part, logits, *others in zip(rows, *streams, strict=True):
-            expected = _log_softmax(logits)
-            weight = np.exp(expected)
-            for found, scores in zip(parts, others, strict=True):
-                found.append(_token_figures(_log_softmax(scores), expected, weight, wanted[part]))
-        progress(index + 1, count)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for index, window in enumerate(tokens):
+            ids, wanted = window[:-1].tolist(), window[1:]
+            streams = [each.scores(ids, rows) for each in (reference, *scorers)]
+            for part, logits, *others in zip(rows, *streams, strict=True):
+                figures = _part_figures(pool, logits, others, wanted[part])
+                for found, of_scorer in zip(parts, figures, strict=True):
+                    found.append(of_scorer)
+            progress(index + 1, count)
     return [np.concatenate(part, axis=1) for part in parts]
+
+
+def _part_figures(
+    pool: Executor, reference: Floats, others: Sequence[Floats], wanted: Tokens
+) -> list[Doubles]:
+    """[4, N] of each of `others`: logits, like `reference`. A vocabulary makes this as dear as the
+    layers, so that rows are shared among threads."""
+
+    def some(start: int) -> list[Doubles]:
+        rows = slice(start, start + THREAD_ROWS)
+        expected = _log_softmax(reference[rows])
+        weight = np.exp(expected)
+        return [
+            _token_figures(_log_softmax(scores[rows]), expected, weight, wanted[rows])
+            for scores in others
+        ]
+
+    found = pool.map(some, range(0, len(wanted), THREAD_ROWS))
+    return [np.concatenate(pieces, axis=1) for pieces in zip(*found, strict=True)]
 
 
 def _token_figures(scores: Floats, reference: Floats, weight: Floats, wanted: Tokens) -> Doubles:
