@@ -13,16 +13,18 @@ from loop_singular_bit.budget import Budgets
 from loop_singular_bit.compress.allocate import CodecOptions
 from loop_singular_bit.compress.pipeline import Calibration, make_plan, write_artefacts
 from loop_singular_bit.compress.source import open_source
-from loop_singular_bit.container import ContainerReader
+from loop_singular_bit.container import PAGE_BYTES, ContainerReader
 from loop_singular_bit.engine import stream
 from loop_singular_bit.engine.artefact import WEIGHTS_FILE, ResidentNetwork, StreamedNetwork
 from loop_singular_bit.engine.memory_plan import (
     PROCESS_BYTES,
     READING_BYTES_PER_TOKEN,
+    SLOTS_MAX,
     Setting,
     as_plans,
     resident_plan,
     span_bytes,
+    spread,
     streamed_plan,
 )
 from loop_singular_bit.engine.runtime import Engine
@@ -61,12 +63,15 @@ def logits(network: ResidentNetwork | StreamedNetwork) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("span", [1, 20_000, 4 << 20])
-@pytest.mark.parametrize("pinned", [0, 3, 10_000])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_the_bits_are_those_of_weights_in_memory(
-    artefact: Path, span: int, pinned: int, monkeypatch: pytest.MonkeyPatch
+    artefact: Path, span: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "cut", lambda sizes: cut(sizes, span))
-    resident, streamed = ResidentNetwork(artefact), StreamedNetwork(artefact, 3, pinned)
+    resident = ResidentNetwork(artefact)
+    sizes = span_bytes(resident.spec, as_plans(resident.reader.records))
+    pinned, _ = spread(sizes, int(share * sum(sizes)))
+    streamed = StreamedNetwork(artefact, 3, pinned)
     for found, expected in zip(logits(streamed), logits(resident), strict=True):
         assert np.array_equal(found, expected)
     streamed.close()
@@ -149,19 +154,39 @@ def test_cuts(sizes: list[int], ranges: list[tuple[int, int]]) -> None:
     assert list(cut(sizes, 10)) == ranges
 
 
+@pytest.mark.parametrize(
+    ("sizes", "most", "kept"),
+    [
+        ([], 10, []),
+        ([5, 5, 5, 5], -1, []),
+        ([5, 5, 5, 5], 4, []),
+        ([5, 5, 5, 5], 5, [3]),
+        ([5, 5, 5, 5], 10, [1, 3]),
+        ([5, 5, 5, 5], 19, [1, 2, 3]),
+        ([5, 5, 5, 5], 20, [0, 1, 2, 3]),
+        ([1, 9, 1, 9], 11, [0, 2, 3]),
+        ([4, 9], 9, [1]),
+        ([9, 4], 12, [1]),
+    ],
+)
+def test_what_stays_is_spread(sizes: list[int], most: int, kept: list[int]) -> None:
+    assert spread(sizes, most) == (frozenset(kept), sum(sizes[number] for number in kept))
+
+
 def test_a_plan_fills_its_budget_and_not_more(artefact: Path) -> None:
     network = ResidentNetwork(artefact)
     spec, records, setting = network.spec, as_plans(network.reader.records), Setting(64)
     network.close()
     least = streamed_plan(spec, records, setting).ledger.total_bytes
     most = resident_plan(spec, records, setting).ledger.total_bytes
-    rows, pinned = 0, 0
+    spans, rows = [size + 3 * PAGE_BYTES for size in span_bytes(spec, records)], 0
     for budget in np.linspace(least, max(most, least), 12).astype(int):
         plan = streamed_plan(spec, records, setting, int(budget))
         assert plan.ledger.total_bytes <= budget
         assert plan.rows >= rows
-        assert plan.pinned >= pinned or plan.rows > rows
-        rows, pinned = plan.rows, plan.pinned
+        out = [size for number, size in enumerate(spans) if number not in plan.pinned]
+        assert plan.slots < SLOTS_MAX or plan.ledger.total_bytes + min(out, default=0) > budget
+        rows = plan.rows
     assert rows == 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,9 @@ class StreamedNetwork(ArtefactNetwork):
 
     streamed = True
 
-    def __init__(self, directory: Path, slots: int = SLOTS_MIN, pinned: int = 0) -> None:
+    def __init__(
+        self, directory: Path, slots: int = SLOTS_MIN, pinned: Collection[int] = ()
+    ) -> None:
         """slots, pinned: of the ring."""
         self._slots, self._pinned = slots, pinned
         super().__init__(directory)

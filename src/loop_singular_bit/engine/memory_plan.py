@@ -50,14 +50,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """rows: of one sweep. slots, pinned: of the ring; 0 where everything is in memory.
+    """rows: of one sweep. slots, pinned: of the ring; none where everything is in memory.
     sweep_bytes: read from disk for each sweep of the layers and the head.
     spilled: layers whose keys and values are on disk."""
 
     ledger: Ledger
     rows: int
     slots: int = 0
-    pinned: int = 0
+    pinned: frozenset[int] = frozenset()
     sweep_bytes: int = 0
     spilled: int = 0
 
@@ -206,15 +206,28 @@ def _with_ring(
     slot = max(spans) + 3 * PAGE_BYTES  # what lies between extents, and both ends
     left = ram_bytes - ledger.total_bytes
     slots = min(max(left // slot, SLOTS_MIN), SLOTS_MAX)
-    pinned, pinned_bytes = 0, 0
-    for size in spans:
-        if pinned_bytes + size + 3 * PAGE_BYTES > left - slots * slot:
-            break
-        pinned, pinned_bytes = pinned + 1, pinned_bytes + size + 3 * PAGE_BYTES
+    pinned, pinned_bytes = spread([size + 3 * PAGE_BYTES for size in spans], left - slots * slot)
     ledger.reserve("slots", slots * slot)
     ledger.reserve("weights that stay", pinned_bytes)
-    read = sum(spans[pinned:])
+    read = sum(size for number, size in enumerate(spans) if number not in pinned)
     return RunPlan(_with_opening(spec, ledger), rows, slots, pinned, read, spilled)
+
+
+def spread(sizes: Sequence[int], most: int) -> tuple[frozenset[int], int]:
+    """Which of consecutive items stay, evenly among the bytes of all, and then whatever still fits;
+    and their bytes: at most `most`."""
+    chosen: set[int] = set()
+    kept, passed, total = 0, 0, max(sum(sizes), 1)
+    for number, size in enumerate(sizes):
+        passed += size
+        if (kept + size) * total <= most * passed:
+            chosen.add(number)
+            kept += size
+    for number, size in enumerate(sizes):
+        if number not in chosen and kept + size <= most:
+            chosen.add(number)
+            kept += size
+    return frozenset(chosen), kept
 
 
 def best_plan(

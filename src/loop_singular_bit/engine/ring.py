@@ -2,13 +2,14 @@
 
 A sweep reads the whole file, then the next sweep reads it again. For such a cyclic scan a cache
 that keeps what was used last never holds what comes next; the best there is is to keep a fixed part
-for good (`pinned`) and to let the rest pass through.
+for good (`pinned`) and to let the rest pass through. That part is spread over the file: while spans
+in memory are used the disk goes on with those between them, and never waits for a long run of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -26,23 +27,29 @@ READERS = 2  # reads in flight: a disk with a queue of its own is busy while a b
 
 
 class Ring:
-    """Spans of a container by number: the first `pinned` in memory, the others through `slots`
+    """Spans of a container by number: those in `pinned` in memory, the others through `slots`
     buffers as large as the largest of them. Every block is verified when it is read.
 
     One thread asks; raises ResourceError when the disk fails, and can go on after that.
     """
 
     def __init__(
-        self, reader: ContainerReader, spans: Sequence[Span], slots: int, pinned: int = 0
+        self,
+        reader: ContainerReader,
+        spans: Sequence[Span],
+        slots: int,
+        pinned: Collection[int] = (),
     ) -> None:
-        if slots < 2 and pinned < len(spans):
+        if slots < 2 and len(pinned) < len(spans):
             raise ValueError(f"{slots} slots: one is in use while the next is filled")
         self._reader, self._spans = reader, spans
-        slot_bytes = max((span.buffer_bytes for span in spans[pinned:]), default=PAGE_BYTES)
+        passing = (span.buffer_bytes for number, span in enumerate(spans) if number not in pinned)
+        slot_bytes = max(passing, default=PAGE_BYTES)
         self._free = [AlignedBuffer(slot_bytes) for _ in range(slots)]
-        self._pinned = [
-            reader.read_span(span, AlignedBuffer(span.buffer_bytes)) for span in spans[:pinned]
-        ]
+        self._pinned = {
+            number: reader.read_span(spans[number], AlignedBuffer(spans[number].buffer_bytes))
+            for number in pinned
+        }
         self._coming: Iterator[int] = iter(())
         self._filling: deque[tuple[int, AlignedBuffer, Future[Views]]] = deque()
         self._in_use: AlignedBuffer | None = None
@@ -55,7 +62,7 @@ class Ring:
     def expect(self, order: Sequence[int]) -> None:
         """The numbers that `take` will be called with next, in this order. What is being read
         already stays if it is what comes first."""
-        order = [number for number in order if number >= len(self._pinned)]
+        order = [number for number in order if number not in self._pinned]
         ahead = [number for number, _, _ in self._filling]
         if ahead != order[: len(ahead)]:
             self._forget()
@@ -66,7 +73,7 @@ class Ring:
     def take(self, number: int) -> Views:
         """One view for each piece of a span, valid until the next `take` or `expect`."""
         self._give_back()
-        if number < len(self._pinned):
+        if number in self._pinned:
             return self._pinned[number]
         if not self._filling or self._filling[0][0] != number:
             raise ValueError(f"span {number} was not expected next")
@@ -93,9 +100,3 @@ class Ring:
             future.exception()
             self._free.append(buffer)
         self._filling.clear()
-
-
-def ring_bytes(spans: Sequence[Span], slots: int, pinned: int) -> int:
-    """Bytes a Ring takes."""
-    largest = max((span.buffer_bytes for span in spans[pinned:]), default=PAGE_BYTES)
-    return slots * largest + sum(span.buffer_bytes for span in spans[:pinned])
