@@ -43,6 +43,7 @@ from loop_singular_bit.compress.pipeline import (
     make_plan,
     write_artefacts,
 )
+from loop_singular_bit.compress.shrinkage import CAUTION, shrink
 from loop_singular_bit.compress.source import Source, open_source
 from loop_singular_bit.engine.artefact import ResidentNetwork
 from loop_singular_bit.engine.runtime import usable_cores
@@ -51,6 +52,7 @@ from loop_singular_bit.models.spec import parameter_count
 
 ENCODE = "loop_singular_bit.compress.encode"
 PLANES = "loop_singular_bit.codec.planes"
+SHRINK = "loop_singular_bit.compress.calibrate.shrink"
 refit = planes._refit
 
 
@@ -61,6 +63,19 @@ def no_feedback(H: object, block: int) -> None:
 def no_channel_scale(matrices: Sequence[tuple[Any, Any]]) -> np.ndarray:
     """Instead of channel_scale: every input at its own size."""
     return np.ones(matrices[0][0].data.shape[1], np.float32)
+
+
+def as_they_are(H: np.ndarray, samples: float) -> None:
+    """Instead of shrink: the second moments of the tokens."""
+
+
+def cautious(caution: float) -> Callable[[np.ndarray, float], None]:
+    """Instead of shrink: with another constant."""
+
+    def shrunk(H: np.ndarray, samples: float) -> None:
+        shrink(H, samples * CAUTION / caution)
+
+    return shrunk
 
 
 def plain_refit(W: Any, decoded: Any, unit: Any, H: object) -> Any:
@@ -102,6 +117,9 @@ VARIANTS = (
     Variant("all parts"),
     Variant("tokens count alike", guided=False),
     Variant("planes by a fixed priority", even=True),
+    Variant("moments as they are", instead={SHRINK: as_they_are}),
+    *(Variant(f"moments shrunk by {c} x the estimate", instead={SHRINK: cautious(c)})
+      for c in (1, 2, 5)),
     Variant("no feedback", instead={f"{ENCODE}.feedback_panels": no_feedback}),
     *(Variant(f"feedback every {g} columns", CodecOptions(block=g)) for g in (8, 16)),
     Variant("no rotation", rotated=False),

@@ -21,6 +21,7 @@ from loop_singular_bit.compress.guidance import Guidance, Importance
 from loop_singular_bit.compress.openings import TEXTS
 from loop_singular_bit.compress.original import OriginalNetwork
 from loop_singular_bit.compress.pipeline import CalibrationOptions, calibration_tokens, silent
+from loop_singular_bit.compress.shrinkage import effective_samples, shrink
 from loop_singular_bit.compress.source import open_source
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.rope import rotary_table
@@ -149,6 +150,28 @@ def test_widths_that_are_no_multiple_of_the_kernel(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             first.hessians[ROLE_OF_SITE[site]], X.T @ X / len(X), rtol=1e-4, atol=1e-5
         )
+
+
+def test_moments_for_encoding_are_shrunk_by_how_many_tokens_count(network: OriginalNetwork) -> None:
+    """Tokens that all but one count little for are few."""
+    tokens, weights = random_tokens(3, 20), np.full(60, 1e-4, np.float32)
+    weights[7] = 1
+    layers = tuple(
+        {role: Importance(weights, np.zeros(64, np.float32)) for role in LINEAR_ROLES}
+        for _ in range(2)
+    )
+    head = Importance(np.zeros(60, np.float32), np.zeros(64, np.float32))
+    for guidance, samples in (
+        (None, 60.0),
+        (Guidance(layers, head, head.weights), effective_samples(np.sqrt(weights))),
+    ):
+        as_they_are = next(iter(statistics(network, tokens, guidance)))
+        shrunk = next(iter(statistics(network, tokens, guidance, shrunk=True)))
+        assert isinstance(as_they_are, LayerStatistics) and isinstance(shrunk, LayerStatistics)
+        for role, H in as_they_are.hessians.items():
+            expected = H.copy()  # matrices may share one
+            shrink(expected, samples)
+            np.testing.assert_array_equal(shrunk.hessians[role], expected)
 
 
 def test_tokens_count_by_their_weights(network: OriginalNetwork) -> None:

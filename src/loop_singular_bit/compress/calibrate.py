@@ -19,6 +19,7 @@ import numpy.typing as npt
 from loop_singular_bit import _native
 from loop_singular_bit.compress.forward import HiddenStates, Tokens
 from loop_singular_bit.compress.guidance import Guidance, Importance
+from loop_singular_bit.compress.shrinkage import effective_samples, shrink
 from loop_singular_bit.engine.kv import KVCache
 from loop_singular_bit.engine.network import LayerWeights, Network
 from loop_singular_bit.engine.rope import rotary_table
@@ -65,8 +66,9 @@ class _Gram:
         _native.gram(np.ascontiguousarray(x), self._sum)
         self._rows += len(x)
 
-    def mean(self) -> Floats:
-        """Symmetric [cols, cols], in place of the sum: nothing can be added any more."""
+    def mean(self, shrunk: bool) -> Floats:
+        """Symmetric [cols, cols], in place of the sum: nothing can be added any more. shrunk: as
+        far as so many rows are to be believed (compress/shrinkage.py)."""
         H = self._sum[: self.cols, : self.cols]
         H /= np.float32(max(self._rows, 1))
         for start in range(0, self.cols, MIRROR_ROWS):
@@ -74,6 +76,9 @@ class _Gram:
             square = H[start:stop, start:stop]
             square[:] = np.triu(square) + np.triu(square, 1).T
             H[stop:, start:stop] = H[start:stop, stop:].T
+        if shrunk:
+            factor = self._factor
+            shrink(H, self._rows if factor is None else effective_samples(np.square(factor)))
         return np.ascontiguousarray(H)
 
 
@@ -103,8 +108,8 @@ class _LayerGrams:
         for gram in self._grams[site].values():
             gram.add(x, rows)
 
-    def means(self) -> dict[Role, Floats]:
-        of_gram = {gram: gram.mean() for gram in set(self._stands_for.values())}
+    def means(self, shrunk: bool) -> dict[Role, Floats]:
+        of_gram = {gram: gram.mean(shrunk) for gram in set(self._stands_for.values())}
         return {role: of_gram[gram] for role, gram in self._stands_for.items()}
 
 
@@ -159,9 +164,17 @@ def _draw(scores: Floats, seed: int, position: int) -> npt.NDArray[np.int64]:
 
 
 def statistics(
-    network: Network, tokens: Tokens, guidance: Guidance | None = None, start: int = 0
+    network: Network,
+    tokens: Tokens,
+    guidance: Guidance | None = None,
+    start: int = 0,
+    *,
+    shrunk: bool = False,
 ) -> Iterator[LayerStatistics | HeadStatistics]:
-    """Statistics of every layer from `start` on, then of the head. tokens [sequences, length]."""
+    """Statistics of every layer from `start` on, then of the head. tokens [sequences, length].
+
+    shrunk: made for encoding, by what these tokens say of others; else they are of these tokens.
+    """
     spec, states = network.spec, HiddenStates(network, tokens)
     for index in range(spec.layers):
         layer = network.layer(index)
@@ -170,13 +183,13 @@ def statistics(
             continue
         grams = _LayerGrams(spec, guidance.layers[index] if guidance else None)
         states.pass_layer(layer, grams.add)
-        yield LayerStatistics(index, layer, grams.means())
+        yield LayerStatistics(index, layer, grams.means(shrunk))
     gram = _Gram(spec.hidden, guidance.head.weights if guidance else None)
     for rows, _ids in states.parts():
         normed = np.empty_like(states.x[rows])
         _native.rms_norm(states.x[rows], network.final_norm, spec.norm_eps, normed)
         gram.add(normed, rows)
-    yield HeadStatistics(gram.mean())
+    yield HeadStatistics(gram.mean(shrunk))
 
 
 def _width(spec: ModelSpec, site: InputSite) -> int:

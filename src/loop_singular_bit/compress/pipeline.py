@@ -161,7 +161,7 @@ class Calibration:
         self, network: Network, start: int = 0
     ) -> Iterator[LayerStatistics | HeadStatistics]:
         """Of every layer from `start` on, then of the head."""
-        return calibrate.statistics(network, self.tokens, self.guidance, start)
+        return calibrate.statistics(network, self.tokens, self.guidance, start, shrunk=True)
 
 
 def make_calibration(
