@@ -16,6 +16,15 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
 
 
+PEERS = {
+    "ours": "ours",
+    "llama-mmap": "llama.cpp, mapped",
+    "llama-read": "llama.cpp, read",
+    "accelerate": "accelerate, disk offload",
+    "airllm": "AirLLM",
+}
+
+
 def load(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((ROOT / f"benches/results/{name}.json").read_text("utf-8"))
     return found
@@ -145,8 +154,30 @@ def memory_table() -> str:
         )
     lines += [
         "",
-        "The floor is the disk's: the reader alone, in turns with the tokens of the run.",
+        "The floor is the disk's: the reader alone, in turns with the tokens of the run; without a "
+        "limit, the kernels'.",
     ]
+    return "\n".join(lines)
+
+
+def memory_peers_table() -> str:
+    found = load("memory_peers")
+    lines = [
+        f"Beside others: the same shape, a prompt of {found['prompt_tokens']} tokens, then "
+        f"{found['tokens']} one by one, from a cold start "
+        "([memory_peers.json](benches/results/memory_peers.json)):",
+        "",
+        "| limit | | on disk | peak with page cache | first token | tokens/s | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        first, speed = row["first_token_seconds"], row["tokens_per_second"]
+        lines.append(
+            f"| {row['cap_bytes'] / 1e6:.0f} MB | {PEERS[row['kind']]} | "
+            f"{row['disk_bytes'] / 1e9:.2f} GB | {row['peak_bytes'] / 1e6:.0f} MB | "
+            f"{'-' if first is None else f'{first:.0f} s'} | "
+            f"{'-' if speed is None else f'{speed:.2f}'} | {row['outcome']} |"
+        )
     return "\n".join(lines)
 
 
@@ -183,6 +214,7 @@ def speed_table() -> str:
 def facts() -> str:
     parity, speed = load("parity_smollm2"), load("encode_speed")["by_threads"]
     distortion = load("table_distortion")["mean_squared_error_by_planes"]
+    whole = load("compress_qwen")
     most = speed[max(speed, key=int)]
     return (
         f"Three planes leave {100 * distortion['L=7'][2]:.1f} % of a Gaussian's energy, three sign "
@@ -193,7 +225,11 @@ def facts() -> str:
         f"feedback: {most['encoder_weights_per_second_per_core'] / 1e6:.1f} million weights a "
         f"second and core in the encoder, "
         f"{most['codec_weights_per_second_per_core'] / 1e6:.1f} with everything around it "
-        "([encode_speed.json](benches/results/encode_speed.json))."
+        "([encode_speed.json](benches/results/encode_speed.json)). All of "
+        f"{whole['model']} to {whole['bits_per_weight']:.1f} bits, calibration and evaluation "
+        f"included: {whole['seconds'] / 60:.0f} minutes on {whole['machine']['cores']} cores "
+        f"within {whole['compress_ram_peak_bytes'] / 1e9:.2f} GB of memory "
+        "([compress_qwen.json](benches/results/compress_qwen.json))."
     )
 
 
@@ -208,6 +244,7 @@ def main() -> int:
         size_table(),
         calibration_table(),
         memory_table(),
+        memory_peers_table(),
         speed_table(),
     )
     results = "\n\n".join([*tables, facts()])

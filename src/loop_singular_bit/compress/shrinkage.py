@@ -13,15 +13,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 ROWS = 256  # of H looked at together
-# Tokens of a text depend on each other and inputs have heavy tails, which the estimate for
-# independent Gaussian ones knows nothing of. By benches/shrinkage_study.py.
+# Tokens of a text depend on each other and have heavy tails, which the estimate for independent
+# Gaussian ones knows nothing of (docs/decisions/0020).
 CAUTION = 2.0
 
 
-def effective_samples(factors: Floats) -> float:
+def effective_samples(weights: Floats) -> float:
     """Number of equally weighted samples that say as much as samples of these weights."""
-    weights = factors.astype(np.float64)
-    return float(weights.sum() ** 2 / np.square(weights).sum())
+    wide = weights.astype(np.float64)
+    return float(wide.sum() ** 2 / np.square(wide).sum())
 
 
 def shrinkage(H: Floats, samples: float) -> float:

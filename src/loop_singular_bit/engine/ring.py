@@ -48,7 +48,7 @@ class Ring:
         self._free = [AlignedBuffer(slot_bytes) for _ in range(slots)]
         self._pinned = {
             number: reader.read_span(spans[number], AlignedBuffer(spans[number].buffer_bytes))
-            for number in pinned
+            for number in sorted(pinned)
         }
         self._coming: Iterator[int] = iter(())
         self._filling: deque[tuple[int, AlignedBuffer, Future[Views]]] = deque()
