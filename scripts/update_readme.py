@@ -101,6 +101,17 @@ def size_table() -> str:
             f"1/{point['compression_ratio']:.2f} | {figures} | "
             f"{100 * point['quality']['top1_agreement']:.1f} % |"
         )
+    since = load("quality_qwen_shrunk")
+    figures = ", ".join(
+        f"{name} {found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
+        for name, found in since["texts"].items()
+    )
+    lines += [
+        "",
+        "Those are from before [decision 20](docs/decisions/0020-shrunk-correlations.md); with it "
+        f"{since['bits_per_weight']:.2f} bits: {figures} "
+        "([quality_qwen_shrunk.json](benches/results/quality_qwen_shrunk.json)).",
+    ]
     return "\n".join(lines)
 
 
