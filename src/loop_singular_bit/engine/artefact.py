@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.codec.weights import Linear, PlanesWeight, Weight
 from loop_singular_bit.container import ContainerReader, Record, Span
 from loop_singular_bit.engine.network import Embedding, LayerWeights
-from loop_singular_bit.engine.ring import SLOTS_MIN, Ring
+from loop_singular_bit.engine.ring import READERS, SLOTS_MIN, Ring
 from loop_singular_bit.engine.rows_on_disk import KINDS as ROW_KINDS
 from loop_singular_bit.engine.rows_on_disk import rows_on_disk
 from loop_singular_bit.engine.stream import Stream, plan_spans, streamed_matrix
@@ -122,9 +123,11 @@ class ArtefactNetwork:
             read = self.matrix if len(tensor.shape) == 2 else self.vector
             read(tensor.name)
 
-    def _read_layers(self) -> None:
+    def _read_layers(self, readers: int = 1) -> None:
+        """readers: layers that are read at once, which keeps a disk with a queue busy."""
         self.final_norm = self._vector("final_norm")
-        self._layers = [self._read_layer(index) for index in range(self.spec.layers)]
+        with ThreadPoolExecutor(readers, thread_name_prefix="lsb-reader") as pool:
+            self._layers = list(pool.map(self._read_layer, range(self.spec.layers)))
 
     def begin_layers(self, head_follows: bool) -> None:
         """A sweep over the layers starts."""
@@ -167,7 +170,7 @@ class ResidentNetwork(ArtefactNetwork):
         super().__init__(directory)
 
     def _load(self) -> None:
-        self._read_layers()
+        self._read_layers(1 if self._unpack else READERS)  # one matrix at a time is decoded
         embedding = self._weight("embed")
         self.embedding = embedding
         tied = self.spec.tied_head
