@@ -88,16 +88,17 @@ def size_table() -> str:
         f"{next(iter(texts.values()))['tokens']} tokens each of {' and '.join(texts)} "
         "([quality_qwen.json](benches/results/quality_qwen.json)):",
         "",
-        "| bits/weight | size | of 16 bits | " + " | ".join(texts) + " | top-1 |",
-        "|---" * (4 + len(texts)) + "|",
+        "| | bits/weight | size | of 16 bits | " + " | ".join(texts) + " | top-1 |",
+        "|---" * (5 + len(texts)) + "|",
     ]
     for point in study["points"]:
         figures = " | ".join(
             f"{found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
             for found in point["texts"].values()
         )
+        name = "ours" if point["maker"] == "loops" else f"llama.cpp {point['name']}"
         lines.append(
-            f"| {point['bits_per_weight']:.2f} | {point['size_bytes'] / 1e6:.0f} MB | "
+            f"| {name} | {point['bits_per_weight']:.2f} | {point['size_bytes'] / 1e6:.0f} MB | "
             f"1/{point['compression_ratio']:.2f} | {figures} | "
             f"{100 * point['quality']['top1_agreement']:.1f} % |"
         )
@@ -108,7 +109,7 @@ def size_table() -> str:
     )
     lines += [
         "",
-        "Those are from before [decision 20](docs/decisions/0020-shrunk-correlations.md); with it "
+        "Ours are from before [decision 20](docs/decisions/0020-shrunk-correlations.md); with it "
         f"{since['bits_per_weight']:.2f} bits: {figures} "
         "([quality_qwen_shrunk.json](benches/results/quality_qwen_shrunk.json)).",
     ]
