@@ -26,7 +26,7 @@ from machine import machine_facts, write_result
 from loop_singular_bit import _native
 from loop_singular_bit.cli.show import progress_on_stderr
 from loop_singular_bit.codec.codecs import Planes
-from loop_singular_bit.codec.feedback import damped
+from loop_singular_bit.codec.feedback import damped, feedback_panels
 from loop_singular_bit.codec.planes import PlaneOptions
 from loop_singular_bit.codec.rotation import InputTransform
 from loop_singular_bit.compress.checkpoint import calibration_settings, kept_calibration
@@ -46,7 +46,7 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 CAUTIONS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)  # times the estimate for independent Gaussian tokens
-BLOCK = 4  # columns quantized together
+BLOCK = PlaneOptions(1).block
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,10 @@ class Split:
 
 def left_by_feedback(believed: Floats, true: Floats) -> float:
     """Share of unit errors' loss under `true` when feedback is made for `believed`."""
-    H = damped(believed, DAMPING).astype(np.float64)
-    upper = np.ascontiguousarray(np.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1])
-    for start in range(0, len(H), BLOCK):
-        J = slice(start, min(start + BLOCK, len(H)))
-        upper[: J.stop, J] = upper[: J.stop, J] @ np.linalg.inv(upper[J, J])
+    cols = len(true)
+    panels = feedback_panels(damped(believed, DAMPING), BLOCK)
+    A = panels.transpose(1, 0, 2).reshape(cols, -1)[:, :cols].astype(np.float64)
+    upper = A + np.eye(cols)
     half = np.linalg.solve(upper, true.astype(np.float64))
     return float(np.trace(np.linalg.solve(upper, half.T)) / np.trace(true.astype(np.float64)))
 

@@ -15,7 +15,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: scripts/update_readme.py -->", "<!-- end of results -->"
 
-
 PEERS = {
     "ours": "ours",
     "llama-mmap": "llama.cpp, mapped",
@@ -30,6 +29,15 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
+def head(columns: str) -> list[str]:
+    """The first lines of a table, after what introduces it."""
+    return ["", columns, "|---" * (columns.count("|") - 1) + "|"]
+
+
+def loss_and_kl(found: dict[str, Any]) -> str:
+    return f"{found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
+
+
 def demo_table() -> str:
     demo = load("demo")
     machine = demo["machine"]
@@ -39,9 +47,7 @@ def demo_table() -> str:
         f"`lsb demo`: {demo['model']}, perplexity {first['perplexity_original']:.2f} before, "
         f"{first['eval_tokens']} tokens of Python's language reference, all bytes counted "
         "([demo.json](benches/results/demo.json)):",
-        "",
-        "| codec | bits/weight | size | quality loss | KL | top-1 |",
-        "|---|---|---|---|---|---|",
+        *head("| codec | bits/weight | size | quality loss | KL | top-1 |"),
     ]
     for name, row in codecs.items():
         lines.append(
@@ -66,9 +72,7 @@ def quality_table() -> str:
         f"{quality['calibration']}, {first['eval_tokens']} tokens of {quality['text']}, perplexity "
         f"{first['perplexity_original']:.2f} before "
         "([quality_smollm2.json](benches/results/quality_smollm2.json)):",
-        "",
-        "| planes | outliers | quality loss | KL mean | KL median | top-1 |",
-        "|---|---|---|---|---|---|",
+        *head("| planes | outliers | quality loss | KL mean | KL median | top-1 |"),
     ]
     for row in quality["rows"]:
         lines.append(
@@ -87,15 +91,10 @@ def size_table() -> str:
         f"Quality against size: {study['model']}, all bytes counted, "
         f"{next(iter(texts.values()))['tokens']} tokens each of {' and '.join(texts)} "
         "([quality_qwen.json](benches/results/quality_qwen.json)):",
-        "",
-        "| | bits/weight | size | of 16 bits | " + " | ".join(texts) + " | top-1 |",
-        "|---" * (5 + len(texts)) + "|",
+        *head("| | bits/weight | size | of 16 bits | " + " | ".join(texts) + " | top-1 |"),
     ]
     for point in study["points"]:
-        figures = " | ".join(
-            f"{found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
-            for found in point["texts"].values()
-        )
+        figures = " | ".join(map(loss_and_kl, point["texts"].values()))
         name = "ours" if point["maker"] == "loops" else f"llama.cpp {point['name']}"
         lines.append(
             f"| {name} | {point['bits_per_weight']:.2f} | {point['size_bytes'] / 1e6:.0f} MB | "
@@ -103,10 +102,7 @@ def size_table() -> str:
             f"{100 * point['quality']['top1_agreement']:.1f} % |"
         )
     since = load("quality_qwen_shrunk")
-    figures = ", ".join(
-        f"{name} {found['quality_loss']:+.1f} %, KL {found['kl_mean']:.4f}"
-        for name, found in since["texts"].items()
-    )
+    figures = ", ".join(f"{name} {loss_and_kl(found)}" for name, found in since["texts"].items())
     lines += [
         "",
         "Ours are from before [decision 20](docs/decisions/0020-shrunk-correlations.md); with it "
@@ -178,9 +174,7 @@ def memory_peers_table() -> str:
         f"Beside others: the same shape, a prompt of {found['prompt_tokens']} tokens, then "
         f"{found['tokens']} one by one, from a cold start "
         "([memory_peers.json](benches/results/memory_peers.json)):",
-        "",
-        "| limit | | on disk | peak with page cache | first token | tokens/s | |",
-        "|---|---|---|---|---|---|---|",
+        *head("| limit | | on disk | peak with page cache | first token | tokens/s | |"),
     ]
     for row in found["rows"]:
         first, speed = row["first_token_seconds"], row["tokens_per_second"]
@@ -199,9 +193,7 @@ def speed_table() -> str:
         f"Speed, weights in memory, {peers['threads']} threads ({peers['machine']['processor']}, "
         f"{peers['machine']['instruction_set']}), a prompt of {peers['prompt']} tokens, then "
         f"{peers['generate']} one by one, taking turns ([peers.json](benches/results/peers.json)):",
-        "",
-        "| | bits/weight | size | prompt tokens/s | generated tokens/s |",
-        "|---|---|---|---|---|",
+        *head("| | bits/weight | size | prompt tokens/s | generated tokens/s |"),
     ]
     for row in peers["rows"]:
         lines.append(
@@ -211,9 +203,7 @@ def speed_table() -> str:
     lines += [
         "",
         "Beside each peer's file that is nearest in bits a weight:",
-        "",
-        "| | peer | prompt | generation |",
-        "|---|---|---|---|",
+        *head("| | peer | prompt | generation |"),
     ]
     lines += [
         f"| {ratio['name']} | {ratio['peer']} | {ratio['prompt']:.2f}x | "

@@ -146,31 +146,28 @@ def _measured(
 
     if options.against is None:
         take(checked_tensors(network))
-        with _scorer(directory, network.spec, context, options) as scorer:
+        with _scorer(directory, context, options) as scorer:
             return tensors, perplexity(scorer, windows, evaluated)
     with open_original(options.against) as (original, _):
         same_sizes(network.spec, original.spec, options.against)
         sequences = max(1, STATISTICS_TOKENS // context)
         take(compared_tensors(network, original, np.ascontiguousarray(windows[:sequences, :-1])))
-        with _scorer(directory, network.spec, context, options) as scorer:
+        with _scorer(directory, context, options) as scorer:
             reference = NetworkScorer(original, context)
             (found,) = compare_tokens([scorer], reference, windows, evaluated)
         return tensors, summary(found)
 
 
 @contextmanager
-def _scorer(
-    directory: Path, spec: ModelSpec, context: int, options: ValidationOptions
-) -> Iterator[EngineScorer]:
+def _scorer(directory: Path, context: int, options: ValidationOptions) -> Iterator[EngineScorer]:
     """The artefact, within the RAM target where a run can be: the report says where it cannot."""
-    threads = usable_cores() if options.threads is None else options.threads
     ram_bytes = options.budgets.ram_bytes
     try:
-        plan_run(directory, Setting(context, 1, "16", threads), ram_bytes)
+        plan_run(directory, Setting(context, 1, "16", _native.threads()), ram_bytes)
     except BudgetError:
         ram_bytes = None
     with open_model(
-        directory, ram_bytes=ram_bytes, context=context, threads=threads, kv_bits="16"
+        directory, ram_bytes=ram_bytes, context=context, threads=options.threads, kv_bits="16"
     ) as model:
         yield EngineScorer(model.engine)
 

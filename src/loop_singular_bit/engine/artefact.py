@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -32,6 +32,8 @@ from loop_singular_bit.models.families import spec_from_config
 from loop_singular_bit.models.spec import LINEAR_ROLES, ModelSpec, all_tensors, layer_tensors
 
 Floats = npt.NDArray[np.float32]
+
+EachLayer = Callable[[Callable[[int], LayerWeights], Iterable[int]], Iterable[LayerWeights]]
 
 WEIGHTS_FILE = "model.lsb"
 
@@ -123,11 +125,10 @@ class ArtefactNetwork:
             read = self.matrix if len(tensor.shape) == 2 else self.vector
             read(tensor.name)
 
-    def _read_layers(self, readers: int = 1) -> None:
-        """readers: layers that are read at once, which keeps a disk with a queue busy."""
+    def _read_layers(self, each: EachLayer = map) -> None:
+        """each: `map`, or one that reads several at once."""
         self.final_norm = self._vector("final_norm")
-        with ThreadPoolExecutor(readers, thread_name_prefix="lsb-reader") as pool:
-            self._layers = list(pool.map(self._read_layer, range(self.spec.layers)))
+        self._layers = list(each(self._read_layer, range(self.spec.layers)))
 
     def begin_layers(self, head_follows: bool) -> None:
         """A sweep over the layers starts."""
@@ -170,7 +171,11 @@ class ResidentNetwork(ArtefactNetwork):
         super().__init__(directory)
 
     def _load(self) -> None:
-        self._read_layers(1 if self._unpack else READERS)  # one matrix at a time is decoded
+        if self._unpack:  # one matrix at a time is decoded
+            self._read_layers()
+        else:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="lsb-reader") as pool:
+                self._read_layers(pool.map)
         embedding = self._weight("embed")
         self.embedding = embedding
         tied = self.spec.tied_head
